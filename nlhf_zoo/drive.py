@@ -1,0 +1,223 @@
+"""The one loop: propose, improve, accept; count, measure, stop. And the head measure, the duality gap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces import EnumerableOracle, Game, Policy, QueryCount, Solver, State
+from nlhf_zoo.metrics import duality_gap as gap_of
+from nlhf_zoo.metrics import kl_divergence, span
+from nlhf_zoo.registry import lookup
+from nlhf_zoo.tabular import TabularPolicy, equilibrium
+
+__all__ = ["Result", "advance", "configure", "duality_gap", "iterates", "solve"]
+
+
+@attrs.frozen(eq=False)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        policy: the final policy, the last iterate.
+        history: one row a measurement, in order, beginning at step 0: step, queries, queries_exact,
+            queries_sampled, seconds (solver's time, measurements left out), duality_gap, kl_to_equilibrium,
+            span_to_equilibrium. Measures are floats for one game and (...) tensors for a batch; on a
+            policy whose responses cannot be listed there are none.
+        state: the solver's whole state; `solve(..., resume=state)` goes on from it.
+        converged: whether `tol` was given and reached.
+    """
+
+    policy: Policy
+    history: list[dict[str, Any]]
+    state: State
+    game: Game
+    solver: Solver
+    seed: int
+    converged: bool
+
+    @property
+    def queries(self) -> QueryCount:
+        return self.state.queries
+
+    @property
+    def seconds(self) -> float:
+        return self.history[-1]["seconds"]
+
+
+def configure(solver: Solver | str, /, **hyperparameters: Any) -> Solver:
+    """A solver by registered name and hyperparameters; a solver object passes through.
+
+    Raises:
+        BadInput: no solver of this name, no such hyperparameter, or a value out of range.
+    """
+    if isinstance(solver, Solver):
+        return attrs.evolve(solver, **hyperparameters) if hyperparameters else solver  # type: ignore[type-var]
+    cls = lookup("solvers", solver)
+    known = [field.name for field in attrs.fields(cls)]
+    for name in hyperparameters:
+        if name not in known:
+            raise BadInput(f"{solver} has no hyperparameter {name!r}; it has {', '.join(known) or 'none'}")
+    try:
+        return cls(**hyperparameters)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{solver}: {error.args[0] if error.args else error}") from None
+
+
+def duality_gap(game: Game, policy: Policy) -> Tensor:
+    """(...) how much the best opponent of `policy` gains over it, twice: 0 only at an equilibrium. Not counted."""
+    table, reference = _tables(game, policy)
+    with game.oracle.uncounted():
+        payoff = _truth(game.oracle, table)
+    return gap_of(payoff, table.log_probs, reference.log_probs, game.beta)
+
+
+def _tables(game: Game, policy: Policy) -> tuple[TabularPolicy, TabularPolicy]:
+    if not (isinstance(policy, TabularPolicy) and isinstance(game.reference, TabularPolicy)):
+        raise BadInput("a duality gap needs a tabular policy and reference; responses of this one cannot be listed")
+    return policy, game.reference
+
+
+def _truth(oracle: Any, table: TabularPolicy) -> Tensor:
+    # A sampling oracle is judged by the matrix behind it; an operator has only its payoff, which is exact.
+    try:
+        return (oracle.matrix().to(table.log_probs.dtype) @ table.probs.unsqueeze(-1)).squeeze(-1)
+    except BadInput:
+        return oracle.payoff(table.probs)
+
+
+def advance(game: Game, solver: Solver, state: State, generator: torch.Generator | None = None) -> State:
+    """One update: propose, improve, accept, and add what it cost. A step may take several."""
+    update = solver.propose(game, state)
+    outcome = update.start.improve(update, game, generator)
+    accepted = solver.accept(game, state, outcome)
+    return attrs.evolve(accepted, queries=state.queries + outcome.queries)
+
+
+def iterates(
+    game: Game, solver: Solver, policy: Policy | None = None, generator: torch.Generator | None = None
+) -> Iterator[State]:
+    """States at the end of each step, without end, beginning with step 0; nothing is measured."""
+    state = solver.init(game, policy or game.reference)
+    while True:
+        yield state
+        state = _step(game, solver, state, generator)
+
+
+def _step(game: Game, solver: Solver, state: State, generator: torch.Generator | None) -> State:
+    begun = state.step
+    while state.step == begun:
+        state = advance(game, solver, state, generator)
+    return state
+
+
+def solve(
+    game: Game,
+    solver: Solver | str,
+    *,
+    steps: int | None = None,
+    queries: int | None = None,
+    tol: float | None = None,
+    seed: int = 0,
+    policy: Policy | None = None,
+    resume: State | None = None,
+    every: int = 1,
+    target: TabularPolicy | None = None,
+    progress: Callable[[State], None] | None = None,
+) -> Result:
+    """Run a solver until a budget is spent or the duality gap is at most `tol`.
+
+    Args:
+        solver: an object, or a registered name with its default hyperparameters.
+        steps: at most so many steps, >= 0.
+        queries: no step is begun once the count per game has reached this. One of `steps` and `queries`
+            is needed.
+        tol: stop when the duality gap of every game is at most this (tables only).
+        seed: of the generator that sampling oracles draw from.
+        policy: where to start; the reference, unless given.
+        resume: a state to go on from, instead of `policy`.
+        every: measure every so many steps (the first and the last always).
+        target: the equilibrium, where it is known already; computed otherwise.
+        progress: called with the state after each step.
+
+    Raises:
+        BadInput: no budget, an unknown solver, a game that the solver cannot play.
+    """
+    if steps is None and queries is None:
+        raise BadInput("solve() needs a budget: give steps= or queries=")
+    if steps is not None and steps < 0:
+        raise BadInput(f"steps must be >= 0, got {steps}")
+    if every < 1:
+        raise BadInput(f"every must be >= 1, got {every}")
+    solver = configure(solver)
+    state = resume or solver.init(game, policy or game.reference)
+    generator = _generator(state.current, seed)
+    measure = _Measure(game, state.current, target)
+    if tol is not None and not measure.possible:
+        raise BadInput("tol= needs a policy whose responses can be listed; give steps= alone")
+
+    seconds, converged = 0.0, False
+    history = [measure.row(state, seconds)]
+    while True:
+        measured = history[-1]["step"] == state.step
+        converged = tol is not None and measured and bool((torch.as_tensor(history[-1]["duality_gap"]) <= tol).all())
+        spent = (steps is not None and state.step >= steps) or (queries is not None and state.queries.total >= queries)
+        if converged or spent:
+            break
+        begun = time.perf_counter()
+        state = _step(game, solver, state, generator)
+        seconds += time.perf_counter() - begun
+        if state.step % every == 0:
+            history.append(measure.row(state, seconds))
+        if progress is not None:
+            progress(state)
+    if history[-1]["step"] != state.step:
+        history.append(measure.row(state, seconds))
+    return Result(state.current, history, state, game, solver, seed, converged)
+
+
+def _generator(policy: Policy, seed: int) -> torch.Generator:
+    device = policy.log_probs.device if isinstance(policy, TabularPolicy) else "cpu"
+    return torch.Generator(device).manual_seed(seed)
+
+
+class _Measure:
+    """The measurements of one run; the equilibrium is found once."""
+
+    def __init__(self, game: Game, policy: Policy, target: TabularPolicy | None) -> None:
+        self.game = game
+        self.possible = isinstance(policy, TabularPolicy) and isinstance(game.oracle, EnumerableOracle)
+        self.target = target
+        if self.possible and target is None and game.beta > 0:
+            try:
+                self.target = equilibrium(game)
+            except BadInput:  # an operator, or a divergence, without a known equilibrium: the gap alone is shown
+                self.target = None
+
+    def row(self, state: State, seconds: float) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "step": state.step,
+            "queries": state.queries.total,
+            "queries_exact": state.queries.exact,
+            "queries_sampled": state.queries.sampled,
+            "seconds": seconds,
+        }
+        if not self.possible:
+            return row
+        assert isinstance(state.current, TabularPolicy)
+        row["duality_gap"] = _plain(duality_gap(self.game, state.current))
+        if self.target is not None:
+            goal = self.target.log_probs
+            row["kl_to_equilibrium"] = _plain(kl_divergence(goal, state.current.log_probs))
+            row["span_to_equilibrium"] = _plain(span(state.current.log_probs, goal))
+        return row
+
+
+def _plain(value: Tensor) -> float | Tensor:
+    return float(value) if value.ndim == 0 else value

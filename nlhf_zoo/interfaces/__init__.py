@@ -1,0 +1,31 @@
+"""The ground floor: abstract classes and frozen data, without torch at import time."""
+
+from nlhf_zoo.interfaces.divergence import Divergence, ReverseKL
+from nlhf_zoo.interfaces.game import Game
+from nlhf_zoo.interfaces.guarantee import Guarantee, contraction
+from nlhf_zoo.interfaces.oracle import EnumerableOracle, PreferenceOracle, QueryCount
+from nlhf_zoo.interfaces.policy import Policy, Responses
+from nlhf_zoo.interfaces.solver import Solver, State
+from nlhf_zoo.interfaces.update import ITSELF, Anchor, Itself, Opponent, Outcome, PairwiseLoss, Update
+
+__all__ = [
+    "ITSELF",
+    "Anchor",
+    "Divergence",
+    "EnumerableOracle",
+    "Game",
+    "Guarantee",
+    "Itself",
+    "Opponent",
+    "Outcome",
+    "PairwiseLoss",
+    "Policy",
+    "PreferenceOracle",
+    "QueryCount",
+    "Responses",
+    "ReverseKL",
+    "Solver",
+    "State",
+    "Update",
+    "contraction",
+]

@@ -1,0 +1,157 @@
+"""Who judges: the preference oracle, and the count of what it was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from nlhf_zoo.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nlhf_zoo.interfaces.policy import Policy
+    from nlhf_zoo.interfaces.update import PairwiseLoss
+
+__all__ = ["EnumerableOracle", "PreferenceOracle", "QueryCount"]
+
+
+@attrs.frozen
+class QueryCount:
+    """What an oracle was asked, per game: `exact` payoff vectors u_mu, and `sampled` single comparisons.
+
+    The two are different currencies (an exact payoff vector is one query in the exact setting of the
+    papers, a comparison is one in the sampled setting) and are never added to each other.
+    """
+
+    exact: int = 0
+    sampled: int = 0
+
+    def __add__(self, other: QueryCount) -> QueryCount:
+        return QueryCount(self.exact + other.exact, self.sampled + other.sampled)
+
+    def __sub__(self, other: QueryCount) -> QueryCount:
+        return QueryCount(self.exact - other.exact, self.sampled - other.sampled)
+
+    @property
+    def total(self) -> int:
+        """The count in the currency that this oracle deals in (one of the two is always 0)."""
+        return self.exact + self.sampled
+
+
+class PreferenceOracle(ABC):
+    """A pairwise preference P(first > second | prompt) in [0, 1].
+
+    Required of every subclass: P(a > b) + P(b > a) = 1 and P(a > a) = 1/2. Nothing else is assumed, no
+    reward and no transitivity. Subclasses write `probability` (and `query_cost`, if a call costs anything
+    but one comparison a row); calls are counted by this base class, so a subclass cannot forget to.
+    """
+
+    _queries = QueryCount()
+    _depth = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("probability", "payoff"):
+            if name in cls.__dict__:
+                setattr(cls, name, _counted(name, cls.__dict__[name]))
+
+    @abstractmethod
+    def probability(self, prompts: Any, first: Any, second: Any) -> Tensor:
+        """P(first > second | prompt), row by row.
+
+        Text oracles take three equally long sequences of strings; enumerable oracles take tensors of
+        response indices (or labels), and for `prompts` game indices, or `None` where there is one game.
+
+        Returns:
+            (B,) floating-point tensor in [0, 1].
+        """
+
+    def query_cost(self, method: str, *args: Any, **kwargs: Any) -> QueryCount:
+        """What one call of `method` ("probability" or "payoff") costs; one comparison a row by default."""
+        return QueryCount(exact=1) if method == "payoff" else QueryCount(sampled=len(args[1]))
+
+    @property
+    def queries(self) -> QueryCount:
+        """All that this object was asked so far, measurements under `uncounted` left out."""
+        return self._queries
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Calls inside measure the solver (a duality gap, a win rate); they are not learning and not counted."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+
+def _counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: PreferenceOracle, *args: Any, **kwargs: Any) -> Any:
+        # The outermost call alone counts: an oracle that wraps another, or calls super(), asks once.
+        outermost = self._depth == 0
+        self._depth += 1
+        try:
+            answer = method(self, *args, **kwargs)
+        finally:
+            self._depth -= 1
+        if outermost:
+            self._queries = self._queries + self.query_cost(name, *args, **kwargs)
+        return answer
+
+    return call
+
+
+class EnumerableOracle(PreferenceOracle):
+    """An oracle over a finite list of responses, for one game or a batch of games.
+
+    Attributes:
+        batch_shape: leading dimensions of the games, `()` for a single one.
+        num_responses: Y.
+        labels: names of the responses, or `None`.
+    """
+
+    batch_shape: tuple[int, ...]
+    num_responses: int
+    labels: Sequence[str] | None
+
+    @abstractmethod
+    def payoff(
+        self,
+        opponent: Tensor,
+        *,
+        loss: PairwiseLoss | None = None,
+        log_ratio: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """u_mu(y) = sum over y' of mu(y') P(y > y'): one query.
+
+        Args:
+            opponent: (..., Y) weights mu; a probability vector, or a signed combination of them.
+            loss: where given, the mean *signal* of this pairwise loss is returned instead,
+                v(y) = sum over y' of mu(y') loss.signal(P(y > y'), h(y) - h(y')).
+            log_ratio: (..., Y) h = log(pi / pi_ref), needed with `loss`.
+            generator: source of randomness of a sampling oracle; exact oracles ignore it.
+
+        Returns:
+            (..., Y) tensor of the opponent's dtype.
+        """
+
+    def matrix(self) -> Tensor:
+        """(..., Y, Y) P, where the oracle has one.
+
+        Raises:
+            BadInput: the oracle is an operator and holds no matrix.
+        """
+        raise BadInput(f"{type(self).__name__} holds no preference matrix; use payoff()")
+
+    def uniform_policy(self) -> Policy:
+        """The uniform policy over the responses, a game's reference where none is given."""
+        raise BadInput(f"{type(self).__name__} offers no uniform policy; give the game a reference")

@@ -1,0 +1,104 @@
+"""How to learn: a solver declares improvements, a driver carries them out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces.oracle import QueryCount
+
+if TYPE_CHECKING:
+    from nlhf_zoo.interfaces.game import Game
+    from nlhf_zoo.interfaces.guarantee import Guarantee
+    from nlhf_zoo.interfaces.policy import Policy
+    from nlhf_zoo.interfaces.update import Outcome, Update
+
+__all__ = ["Solver", "State"]
+
+
+@attrs.frozen(eq=False)
+class State:
+    """Where a solver stands: named policy slots, counters, and the phase within the step.
+
+    Everything that a solver remembers is here, so that a run can be saved and resumed at any moment, in
+    the middle of a step too.
+
+    Attributes:
+        policies: slots by name; `current` is always there and is the solver's answer so far. Each distinct
+            policy is a model held in memory on an LLM.
+        step: completed steps.
+        phase: position within the step, 0 at its beginning.
+        numbers: the solver's own plain numbers (an adaptive step size), JSON values only.
+        queries: what the updates have cost; kept by the driver.
+    """
+
+    policies: Mapping[str, Policy]
+    step: int = 0
+    phase: int = 0
+    numbers: Mapping[str, Any] = attrs.field(factory=dict)
+    queries: QueryCount = QueryCount()
+
+    def __getitem__(self, slot: str) -> Policy:
+        return self.policies[slot]
+
+    @property
+    def current(self) -> Policy:
+        return self.policies["current"]
+
+    def middle(self, **slots: Policy) -> State:
+        """The next phase of the same step, with these slots set."""
+        return attrs.evolve(self, policies={**self.policies, **slots}, phase=self.phase + 1)
+
+    def next(self, **slots: Policy) -> State:
+        """The beginning of the next step, with these slots set and all others, but `current`, dropped."""
+        return attrs.evolve(self, policies={"current": self.current, **slots}, step=self.step + 1, phase=0)
+
+
+class Solver(ABC):
+    """A frozen attrs class whose fields are hyperparameters; pure functions of game and state.
+
+    A solver holds no tensor and calls no backend: it *asks* for an improvement (`propose`), is told what
+    came of it (`accept`), and so runs on a table and on a language model unchanged.
+
+    Class attributes:
+        name: what it is registered and called by.
+        summary: one line for `nlhf-zoo list`.
+        paper: where it is from.
+        practical: hyperparameters that its paper uses on language models; `nlhf-zoo train` starts from them.
+        needs_beta: whether the regularisation must be positive.
+        backends: "table", "llm", or both.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    practical: ClassVar[Mapping[str, Any]] = {}
+    needs_beta: ClassVar[bool] = True
+    backends: ClassVar[tuple[str, ...]] = ("table", "llm")
+
+    @property
+    def guarantees(self) -> tuple[Guarantee, ...]:
+        """What is proved of it, at these hyperparameters; empty where nothing is."""
+        return ()
+
+    def init(self, game: Game, policy: Policy) -> State:
+        """The state before the first step, starting at `policy`.
+
+        Raises:
+            BadInput: the game is not one that this solver can play.
+        """
+        if self.needs_beta and game.beta <= 0:
+            raise BadInput(f"{self.name} needs beta > 0, got {game.beta:g}; give --beta a positive value")
+        return State({"current": policy})
+
+    @abstractmethod
+    def propose(self, game: Game, state: State) -> Update:
+        """What to improve, against whom, held by what."""
+
+    @abstractmethod
+    def accept(self, game: Game, state: State, outcome: Outcome) -> State:
+        """The state after the proposed update came out as `outcome`."""

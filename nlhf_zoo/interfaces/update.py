@@ -1,0 +1,172 @@
+"""What a solver asks for: one proximal improvement, as data."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from nlhf_zoo.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nlhf_zoo.interfaces.oracle import QueryCount
+    from nlhf_zoo.interfaces.policy import Policy
+
+__all__ = ["ITSELF", "Anchor", "Itself", "Opponent", "Outcome", "PairwiseLoss", "Update"]
+
+
+class Itself:
+    """The opponent of an implicit scheme: the very policy that the update is to find."""
+
+    def __repr__(self) -> str:
+        return "ITSELF"
+
+
+ITSELF = Itself()
+
+
+class PairwiseLoss(ABC):
+    """A loss l(P, h) on one pair, P = P(y > y') and h = log pi/pi_ref (y) - log pi/pi_ref (y').
+
+    Its minimisation over on-policy pairs is an improvement against the payoff
+    v(y) = E_{y'} signal(P(y > y'), h(y, y')), signal = -scale * dl/dh: the expected gradient of the
+    loss is, up to the factor `scale`, the policy gradient with that payoff. One formula therefore serves
+    policy gradients and pairwise losses alike.
+    """
+
+    scale: float = 1.0
+
+    @abstractmethod
+    def loss(self, preference: Tensor, log_ratio: Tensor) -> Tensor:
+        """Elementwise l(P, h); any equal shapes, differentiable in `log_ratio`."""
+
+    def signal(self, preference: Tensor, log_ratio: Tensor) -> Tensor:
+        """-scale * dl/dh, elementwise; by automatic differentiation unless overridden.
+
+        Must be odd under exchange of the two responses (P -> 1 - P, h -> -h), which every loss that does
+        not care about the order of a pair satisfies.
+        """
+        import torch
+
+        with torch.enable_grad():
+            h = log_ratio.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.loss(preference.detach(), h).sum(), h)
+        return -self.scale * slope
+
+
+def _terms(value: Any) -> tuple[tuple[Policy, float], ...]:
+    if isinstance(value, Sequence):
+        return tuple((policy, float(weight)) for policy, weight in value)
+    return ((value, 1.0),)
+
+
+@attrs.frozen
+class Opponent:
+    """Whom to beat: a signed combination of policies, sum of weight * payoff against policy.
+
+    `Opponent(pi)` is pi itself; `Opponent([(pi, 2.0), (previous, -1.0)])` is the optimistic
+    2 u_k - u_{k-1}. The weights add up to 1.
+    """
+
+    terms: tuple[tuple[Policy, float], ...] = attrs.field(converter=_terms)
+
+    @terms.validator
+    def _check(self, _: Any, terms: tuple[tuple[Policy, float], ...]) -> None:
+        if not terms or not math.isclose(sum(w for _, w in terms), 1.0, abs_tol=1e-9):
+            raise BadInput(f"opponent weights must add up to 1, got {[w for _, w in terms]}")
+
+
+@attrs.frozen
+class Anchor:
+    """A penalty weight * D(pi || policy) that holds the answer near `policy`; weight >= 0."""
+
+    policy: Policy
+    weight: float = attrs.field(converter=float)
+
+    @weight.validator
+    def _check(self, _: Any, weight: float) -> None:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise BadInput(f"anchor weight must be finite and >= 0, got {weight}")
+
+
+def _opponent(value: Any) -> Any:
+    return value if isinstance(value, Opponent | Itself) else Opponent(value)
+
+
+def _anchors(value: Any) -> tuple[Anchor, ...]:
+    # Equal policies are merged, and zero weights dropped, so that a backend sees each model once.
+    merged: list[Anchor] = []
+    for item in value:
+        anchor = item if isinstance(item, Anchor) else Anchor(*item)
+        for index, other in enumerate(merged):
+            if other.policy is anchor.policy:
+                merged[index] = Anchor(other.policy, other.weight + anchor.weight)
+                break
+        else:
+            merged.append(anchor)
+    return tuple(a for a in merged if a.weight > 0)
+
+
+@attrs.frozen(kw_only=True)
+class Update:
+    """argmax over pi of  E_{y~pi} v(y) - sum_j w_j D(pi || rho_j): one proximal improvement.
+
+    v is the payoff against `opponent`: u_mu(y) = P(y > mu), or the mean signal of `loss` where a pairwise
+    loss is given (its log-ratios h are those of `start` to the reference). On a table, under the reverse
+    KL, the exact answer is log pi = (v + sum_j w_j log rho_j) / sum_j w_j - log Z; a parametric policy
+    approaches it by gradient steps that begin at `start`.
+
+    Attributes:
+        start: where gradient steps begin, and the behaviour policy of a pairwise loss.
+        opponent: whom to beat; `ITSELF` makes the update implicit (a fixed point).
+        anchors: pairs (policy, weight >= 0); at least one weight must be positive.
+        loss: a pairwise loss, or `None` for the preference itself.
+        steps: gradient steps to spend; `None` leaves it to the driver. Ignored where the answer is exact.
+    """
+
+    start: Policy
+    opponent: Opponent | Itself = attrs.field(converter=_opponent)
+    anchors: tuple[Anchor, ...] = attrs.field(converter=_anchors)
+    loss: PairwiseLoss | None = None
+    steps: int | None = attrs.field(default=None)
+
+    @anchors.validator
+    def _check_anchors(self, _: Any, anchors: tuple[Anchor, ...]) -> None:
+        if not anchors:
+            raise BadInput("an update needs an anchor with a positive weight, or its maximum is not a policy")
+
+    @steps.validator
+    def _check_steps(self, _: Any, steps: int | None) -> None:
+        if steps is not None and steps < 1:
+            raise BadInput(f"an update takes at least one gradient step, got {steps}")
+
+    @property
+    def weight(self) -> float:
+        """Sum of the anchors' weights: the strength of the regularisation."""
+        return sum(a.weight for a in self.anchors)
+
+    @functools.cached_property
+    def policies(self) -> tuple[Policy, ...]:
+        """Every distinct policy that the update refers to: start, opponents, anchors."""
+        opponents = () if isinstance(self.opponent, Itself) else [p for p, _ in self.opponent.terms]
+        seen: list[Policy] = []
+        for policy in (self.start, *opponents, *(a.policy for a in self.anchors)):
+            if not any(policy is other for other in seen):
+                seen.append(policy)
+        return tuple(seen)
+
+
+@attrs.frozen
+class Outcome:
+    """What came of an update: the new policy, what it cost, and what was measured on the way."""
+
+    policy: Policy
+    queries: QueryCount
+    measured: Mapping[str, Any] = attrs.field(factory=dict)
+

@@ -1,0 +1,124 @@
+"""Finding plugins: every entry point of the group `nlhf_zoo`, first-party and third-party alike."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+import attrs
+import pluggy
+
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.registry import hookspecs
+
+__all__ = ["Broken", "Entry", "Kind", "Registry", "load", "lookup", "solvers"]
+
+Kind = Literal["solvers", "oracles", "games", "divergences"]
+KINDS: tuple[Kind, ...] = ("solvers", "oracles", "games", "divergences")
+ONLY = "NLHF_ZOO_PLUGINS"
+"""Environment variable: load only the entry points named here, separated by commas (empty: none)."""
+
+
+@attrs.frozen
+class Entry:
+    """One registered thing and where it came from."""
+
+    name: str
+    factory: Any
+    distribution: str
+    version: str
+
+
+@attrs.frozen
+class Broken:
+    """A plugin that could not be loaded, and why."""
+
+    plugin: str
+    distribution: str
+    error: str
+
+
+@attrs.frozen
+class Registry:
+    solvers: Mapping[str, Entry]
+    oracles: Mapping[str, Entry]
+    games: Mapping[str, Entry]
+    divergences: Mapping[str, Entry]
+    broken: tuple[Broken, ...]
+
+
+@functools.cache
+def load() -> Registry:
+    """Import every plugin once. One that fails is reported in `broken` and disturbs nothing else.
+
+    Raises:
+        BadInput: two plugins claim the same name; the message names both distributions.
+    """
+    manager = pluggy.PluginManager("nlhf_zoo")
+    manager.add_hookspecs(hookspecs)
+    broken: list[Broken] = []
+    found: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
+    only = os.environ.get(ONLY)
+    for point in sorted(entry_points(group="nlhf_zoo"), key=lambda p: (p.dist.name if p.dist else "", p.name)):
+        if only is not None and point.name not in only.split(","):
+            continue
+        distribution, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "0")
+        try:
+            contributions = _contributions(manager, point, distribution, version)
+        except Exception as error:  # a plugin is foreign code: whatever it raises is its own report
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            broken.append(Broken(point.name, distribution, message))
+            continue
+        for kind, entry in contributions:
+            other = found[kind].get(entry.name)
+            if other is not None:
+                raise BadInput(
+                    f"two plugins claim the {kind[:-1]} name {entry.name!r}: {other.distribution} and"
+                    f" {entry.distribution}; uninstall one, or list the entry points to load in {ONLY}"
+                )
+            found[kind][entry.name] = entry
+    return Registry(*(dict(sorted(found[kind].items())) for kind in KINDS), broken=tuple(broken))
+
+
+def _contributions(
+    manager: pluggy.PluginManager, point: EntryPoint, distribution: str, version: str
+) -> list[tuple[Kind, Entry]]:
+    plugin = point.load()
+    name = manager.register(plugin, name=f"{distribution}:{point.name}")
+    others = [p for p in manager.get_plugins() if p is not plugin]
+    result: list[tuple[Kind, Entry]] = []
+    try:
+        for kind in KINDS:
+            for answer in manager.subset_hook_caller(f"nlhf_zoo_{kind}", others)():
+                items = answer.items() if isinstance(answer, Mapping) else ((item.name, item) for item in answer)
+                result += [(kind, Entry(key, item, distribution, version)) for key, item in items]
+    except Exception:
+        manager.unregister(name=name)
+        raise
+    return result
+
+
+def lookup(kind: Kind, name: str) -> Any:
+    """The factory registered as `name`.
+
+    Raises:
+        BadInput: no such name; the message gives the nearest ones, or why the plugin did not load.
+    """
+    registry = load()
+    entries: Mapping[str, Entry] = getattr(registry, kind)
+    if name in entries:
+        return entries[name].factory
+    near = difflib.get_close_matches(name, entries, n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(entries) or 'none'}"
+    if registry.broken:
+        hint += f" (not loaded: {', '.join(b.plugin for b in registry.broken)}; see nlhf-zoo list)"
+    raise BadInput(f"no {kind[:-1]} named {name!r}{hint}")
+
+
+def solvers() -> dict[str, Any]:
+    """Every registered solver class by name."""
+    return {name: entry.factory for name, entry in load().solvers.items()}

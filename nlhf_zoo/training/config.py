@@ -1,0 +1,114 @@
+"""What one training run is: every setting, in one frozen object that a YAML file can hold. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from nlhf_zoo.errors import BadInput
+
+__all__ = ["TrainConfig"]
+
+
+def _at_least(least: float, *, strictly: bool = False) -> Any:
+    def check(_: Any, field: Any, value: float) -> None:
+        if value < least or (strictly and value == least):
+            raise BadInput(f"{field.name} must be {'>' if strictly else '>='} {least:g}, got {value:g}")
+
+    return check
+
+
+@attrs.frozen(kw_only=True)
+class TrainConfig:
+    """One run of `nlhf-zoo train`.
+
+    Attributes:
+        model: hub id or folder of a causal language model in transformers format; where training starts.
+        reference: the same for pi_ref; the starting model unless given.
+        tokenizer: hub id or folder; the model's own unless given.
+        solver: registered name of a solver.
+        solver_options: its hyperparameters; begun from those its paper uses on language models.
+        beta: strength of the regularisation towards the reference.
+        oracle: registered name of the judge trained against.
+        oracle_options: its keyword arguments.
+        eval_oracle: a second, held-out judge for the evaluation; none unless given.
+        eval_oracle_options: its keyword arguments.
+        prompts: file (jsonl, json, csv, parquet, txt), folder, or hub id of a data set of prompts.
+        prompt_column: column that holds the prompt, a text or a list of chat messages.
+        prompt_split: split of a data set.
+        eval_prompts: prompts of the evaluation; unless given, `eval_size` of `prompts` are held out.
+        chat: wrap plain prompts as a user's message in the tokenizer's chat template.
+        steps: training batches, each one gradient step.
+        batch_size: prompts a batch and device.
+        num_samples: responses a prompt, >= 2.
+        inner_steps: batches that an update gets where its solver does not say.
+        max_prompt_tokens: longer prompts lose their beginning.
+        max_new_tokens: longest response.
+        temperature: of sampling; it is part of the policy, for log-probabilities too.
+        learning_rate: of AdamW, after `warmup_steps` of linear warm-up.
+        warmup_steps: see there.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm; 0 leaves them alone.
+        gradient_checkpointing: recompute activations in the backward pass, for memory.
+        accelerator: "auto", "cpu", "cuda", ...; as Lightning's.
+        devices: how many, or "auto".
+        strategy: as Lightning's: "auto", "ddp", ...
+        precision: "32-true", "bf16-mixed", "bf16-true"; as Lightning's.
+        seed: of everything random.
+        out: folder for the run; must be new or empty, unless `resume`.
+        checkpoint_every: batches between checkpoints; a crash costs at most these.
+        keep_checkpoints: how many are kept, the newest.
+        log_every: batches between log rows.
+        eval_every: batches between evaluations; 0 evaluates at the end only.
+        eval_size: held-out prompts, where `eval_prompts` is not given.
+        eval_batch_size: prompts a batch of the evaluation.
+        logger: "tensorboard", "csv" or "none".
+        resume: go on from the newest checkpoint in `out`, where there is one.
+        trust_remote_code: run code that comes with a model from the hub; off unless asked.
+    """
+
+    model: str
+    prompts: str
+    oracle: str
+    out: Path = attrs.field(converter=Path)
+    solver: str = "nash_mp"
+    solver_options: Mapping[str, Any] = attrs.field(factory=dict)
+    beta: float = attrs.field(default=1e-4, converter=float, validator=_at_least(0))
+    reference: str | None = None
+    tokenizer: str | None = None
+    oracle_options: Mapping[str, Any] = attrs.field(factory=dict)
+    eval_oracle: str | None = None
+    eval_oracle_options: Mapping[str, Any] = attrs.field(factory=dict)
+    prompt_column: str = "prompt"
+    prompt_split: str = "train"
+    eval_prompts: str | None = None
+    chat: bool = False
+    steps: int = attrs.field(default=1000, validator=_at_least(1))
+    batch_size: int = attrs.field(default=8, validator=_at_least(1))
+    num_samples: int = attrs.field(default=2, validator=_at_least(2))
+    inner_steps: int = attrs.field(default=1, validator=_at_least(1))
+    max_prompt_tokens: int = attrs.field(default=512, validator=_at_least(1))
+    max_new_tokens: int = attrs.field(default=128, validator=_at_least(1))
+    temperature: float = attrs.field(default=1.0, converter=float, validator=_at_least(0, strictly=True))
+    learning_rate: float = attrs.field(default=1e-6, converter=float, validator=_at_least(0, strictly=True))
+    warmup_steps: int = attrs.field(default=0, validator=_at_least(0))
+    weight_decay: float = attrs.field(default=0.0, converter=float, validator=_at_least(0))
+    max_grad_norm: float = attrs.field(default=1.0, converter=float, validator=_at_least(0))
+    gradient_checkpointing: bool = False
+    accelerator: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    seed: int = attrs.field(default=0, validator=_at_least(0))
+    checkpoint_every: int = attrs.field(default=100, validator=_at_least(1))
+    keep_checkpoints: int = attrs.field(default=2, validator=_at_least(1))
+    log_every: int = attrs.field(default=1, validator=_at_least(1))
+    eval_every: int = attrs.field(default=0, validator=_at_least(0))
+    eval_size: int = attrs.field(default=64, validator=_at_least(1))
+    eval_batch_size: int = attrs.field(default=32, validator=_at_least(1))
+    logger: str = attrs.field(default="tensorboard", validator=attrs.validators.in_(("tensorboard", "csv", "none")))
+    resume: bool = False
+    trust_remote_code: bool = False

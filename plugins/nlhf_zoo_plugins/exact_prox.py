@@ -1,0 +1,58 @@
+"""The exact proximal point method, the implicit scheme that Nash-MP approximates (arXiv 2505.19731).
+
+    next = argmax P(pi > next) - beta KL(pi || ref) - (beta/eta) KL(pi || pi_k)
+
+the equilibrium of the game whose reference is the weighted geometric mean of ref and pi_k.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from nlhf_zoo.interfaces import ITSELF, Game, Guarantee, Outcome, ReverseKL, Solver, State, Update, contraction
+from nlhf_zoo.registry import hookimpl
+
+
+@attrs.frozen
+class ExactProx(Solver):
+    """One implicit improvement a step: the policy that is its own best answer under the anchors.
+
+    Attributes:
+        eta: step size, any value > 0; `None` is 2 beta, Nash-MP's.
+    """
+
+    name = "exact_prox"
+    summary = "exact proximal point: each step the equilibrium of a better conditioned game"
+    paper = "arXiv 2505.19731"
+
+    eta: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
+
+    def _eta(self, game: Game) -> float:
+        return self.eta or 2 * game.beta
+
+    @property
+    def guarantees(self) -> tuple[Guarantee, ...]:
+        return (
+            Guarantee(
+                metric="kl",
+                bound=contraction(lambda game: 1 / (1 + self._eta(game))),
+                assumptions="beta > 0, reverse KL, exact improvements; any eta > 0",
+                holds=lambda game: isinstance(game.divergence, ReverseKL),
+                source="arXiv 2505.19731, the proximal point recursion",
+            ),
+        )
+
+    def propose(self, game: Game, state: State) -> Update:
+        return Update(
+            start=state.current,
+            opponent=ITSELF,
+            anchors=[(game.reference, game.beta), (state.current, game.beta / self._eta(game))],
+        )
+
+    def accept(self, game: Game, state: State, outcome: Outcome) -> State:
+        return state.next(current=outcome.policy)
+
+
+@hookimpl
+def nlhf_zoo_solvers():
+    return [ExactProx]

@@ -1,0 +1,88 @@
+"""Nash Mirror Descent (Munos et al., arXiv 2312.00886).
+
+    m = pi_k^(1 - eta beta) ref^(eta beta) / Z,    next = argmax P(pi > m) - (1/eta) KL(pi || m)
+
+The anchor m is written as its two factors, (1 - eta beta)/eta on pi_k and beta on ref: the same improvement,
+since KL(pi || m) splits into the two up to a constant. So no mixture needs a log-probability, only samples.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces import Game, Guarantee, Outcome, ReverseKL, Solver, State, Update
+from nlhf_zoo.registry import hookimpl
+
+
+@attrs.frozen
+class NashMD(Solver):
+    """One improvement a step, against the geometric mixture of policy and reference.
+
+    Attributes:
+        eta: fixed step size, 0 < eta <= 1/beta; `None` is the theory's decaying 2 / (beta (k + 2)).
+        mixing: the mixture's weight on the reference, in (0, 1]; another way to say eta = mixing / beta.
+    """
+
+    name = "nash_md"
+    summary = "Nash mirror descent: best answers to a mixture of policy and reference"
+    paper = "arXiv 2312.00886"
+    practical = {"mixing": 0.125}
+
+    eta: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
+    mixing: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional([attrs.validators.gt(0), attrs.validators.le(1)])
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.eta is not None and self.mixing is not None:
+            raise BadInput("eta and mixing = eta * beta say the same thing; give one of them")
+
+    @property
+    def guarantees(self) -> tuple[Guarantee, ...]:
+        import torch
+
+        def decaying(n: int, game: Game, initial=None):
+            return torch.tensor(8 / (game.beta**2 * (n + 1)), dtype=torch.float64)
+
+        def fixed(n: int, game: Game, initial=None):
+            mixing = self._mixing(game, 0)
+            first = torch.tensor(1 / (2 * game.beta), dtype=torch.float64) if initial is None else initial
+            return first * (1 - mixing) ** n + 2 * mixing / game.beta**2
+
+        constant = self.eta is not None or self.mixing is not None
+        return (
+            Guarantee(
+                metric="kl",
+                bound=fixed if constant else decaying,
+                assumptions="beta > 0, reverse KL, exact improvements, n >= 1",
+                holds=lambda game: isinstance(game.divergence, ReverseKL),
+                source="arXiv 2312.00886, lemma 2" if constant else "arXiv 2312.00886, theorem 1",
+            ),
+        )
+
+    def _mixing(self, game: Game, step: int) -> float:
+        if self.mixing is not None:
+            return self.mixing
+        return 2 / (step + 2) if self.eta is None else self.eta * game.beta
+
+    def init(self, game: Game, policy):
+        if self.eta is not None and self.eta * game.beta > 1:
+            raise BadInput(f"nash_md needs eta <= 1/beta = {1 / game.beta:g}, got {self.eta:g}")
+        return super().init(game, policy)
+
+    def propose(self, game: Game, state: State) -> Update:
+        mixing = self._mixing(game, state.step)
+        return Update(
+            start=state.current,
+            opponent=state.current.mixture(game.reference, mixing),
+            anchors=[(state.current, (1 - mixing) * game.beta / mixing), (game.reference, game.beta)],
+        )
+
+    def accept(self, game: Game, state: State, outcome: Outcome) -> State:
+        return state.next(current=outcome.policy)
+
+
+@hookimpl
+def nlhf_zoo_solvers():
+    return [NashMD]
