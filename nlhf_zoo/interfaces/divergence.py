@@ -48,7 +48,7 @@ class ReverseKL(Divergence):
     def generator(self, ratio: Tensor) -> Tensor:
         import torch
 
-        return torch.special.xlogy(ratio, ratio)
+        return torch.xlogy(ratio, ratio)
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         import torch

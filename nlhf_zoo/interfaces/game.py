@@ -15,6 +15,17 @@ from nlhf_zoo.interfaces.policy import Policy
 __all__ = ["Game"]
 
 
+def _uniform(game: Game) -> Policy:
+    if isinstance(game.oracle, EnumerableOracle):
+        return game.oracle.uniform_policy()
+    raise BadInput("this oracle's responses cannot be listed; give the game a reference policy")
+
+
+def _check_beta(_: Any, __: Any, beta: float) -> None:
+    if not (math.isfinite(beta) and beta >= 0):
+        raise BadInput(f"beta must be a finite number >= 0, got {beta}")
+
+
 @attrs.frozen(eq=False)
 class Game:
     """f(pi, mu) = P(pi > mu) - beta D(pi || pi_ref) + beta D(mu || pi_ref).
@@ -29,18 +40,7 @@ class Game:
     """
 
     oracle: PreferenceOracle = attrs.field(validator=attrs.validators.instance_of(PreferenceOracle))
-    reference: Policy = attrs.field()
-    beta: float = attrs.field(default=0.1, converter=float)
+    reference: Policy = attrs.field(default=attrs.Factory(_uniform, takes_self=True))
+    beta: float = attrs.field(default=0.1, converter=float, validator=_check_beta)
     divergence: Divergence = attrs.field(factory=ReverseKL)
     name: str = "game"
-
-    @reference.default
-    def _uniform(self) -> Policy:
-        if isinstance(self.oracle, EnumerableOracle):
-            return self.oracle.uniform_policy()
-        raise BadInput("this oracle's responses cannot be listed; give the game a reference policy")
-
-    @beta.validator
-    def _check_beta(self, _: Any, beta: float) -> None:
-        if not (math.isfinite(beta) and beta >= 0):
-            raise BadInput(f"beta must be a finite number >= 0, got {beta}")

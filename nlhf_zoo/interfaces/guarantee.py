@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import attrs
 
+from nlhf_zoo.errors import BadInput
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nlhf_zoo.interfaces.game import Game
     from nlhf_zoo.interfaces.policy import Policy
 
-__all__ = ["Bound", "Guarantee", "contraction"]
+__all__ = ["Bound", "Guarantee", "Recursion", "contraction"]
 
 
 class Bound(Protocol):
     def __call__(self, n: int, game: Game, initial: Tensor | None = None) -> Tensor: ...
+
+
+class Recursion(Protocol):
+    def __call__(self, step: int, game: Game, previous: Tensor) -> Tensor: ...
 
 
 def _always(game: Game) -> bool:
@@ -29,24 +35,50 @@ class Guarantee:
     """metric(target, iterate after n steps) <= bound(n, game), whenever `holds(game)`.
 
     Attributes:
-        metric: "kl" is KL(target || pi), "span" is span(log pi - log target), "duality_gap" needs no target.
-        bound: called with the number n of completed steps, the game and, where it is known, the metric's
-            `initial` value at n = 0; returns a (...) tensor, one entry a game. `None` claims the target to
-            be a fixed point that is reached in the limit, and no rate.
-        iterate: which iterate the claim speaks of.
+        metric: "kl" is KL(target || pi), "span" is span(log pi - log target); "duality_gap" (of the
+            regularised game) and "unregularised_gap" (the same at beta = 0) need no target.
+        bound: called with n, the game and, where it is known, the metric's `initial` value at n = 0; returns
+            a (...) tensor, one entry a game. `None` claims the target to be a fixed point that is reached in
+            the limit, and no rate.
+        per: what n counts, completed steps or queries (`QueryCount.total`).
+        iterate: which iterate the claim speaks of; "average" is the arithmetic mean of the n policies that
+            were played, those of steps 0 to n - 1.
+        start: where a run may begin: at "any" policy, or only at the game's "reference".
+        recursion: called with a step k, the game and the metric after k steps; bounds the metric after step
+            k + 1, wherever step k began. `lambda k, game, previous: previous` says that the metric never grows.
+        certainty: "sure" for exact expectations; under a sampling oracle a claim on the metric's
+            "expectation", or one that holds with "probability" 1 - delta at each n on its own.
+        delta: see `certainty`.
         assumptions: what must hold of the game and the hyperparameters, in words.
         holds: the same as a predicate on the game (the hyperparameters are the solver's own).
         target: the policy that the metric measures the distance to; `None` is the game's equilibrium.
         source: paper and theorem.
     """
 
-    metric: Literal["kl", "duality_gap", "span"]
+    metric: Literal["kl", "duality_gap", "unregularised_gap", "span"] = attrs.field(
+        validator=attrs.validators.in_(("kl", "duality_gap", "unregularised_gap", "span"))
+    )
     bound: Bound | None
-    iterate: Literal["last", "average"] = "last"
+    per: Literal["step", "query"] = attrs.field(default="step", validator=attrs.validators.in_(("step", "query")))
+    iterate: Literal["last", "average"] = attrs.field(
+        default="last", validator=attrs.validators.in_(("last", "average"))
+    )
+    start: Literal["any", "reference"] = attrs.field(
+        default="any", validator=attrs.validators.in_(("any", "reference"))
+    )
+    recursion: Recursion | None = None
+    certainty: Literal["sure", "expectation", "probability"] = attrs.field(
+        default="sure", validator=attrs.validators.in_(("sure", "expectation", "probability"))
+    )
+    delta: float = 0.0
     assumptions: str = "beta > 0"
     holds: Callable[[Game], bool] = _always
     target: Callable[[Game], Policy] | None = None
     source: str
+
+    def __attrs_post_init__(self) -> None:
+        if (self.certainty == "probability") != (0 < self.delta < 1):
+            raise BadInput(f"delta in (0, 1) goes with certainty='probability', got {self.delta}, {self.certainty!r}")
 
 
 def contraction(factor: float | Callable[[Game], float]) -> Bound:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -83,13 +83,17 @@ class PreferenceOracle(ABC):
         return self._queries
 
     @contextlib.contextmanager
-    def uncounted(self) -> Iterator[None]:
+    def uncounted(self) -> Generator[None]:
         """Calls inside measure the solver (a duality gap, a win rate); they are not learning and not counted."""
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
+
+
+# pyright: reportPrivateUsage=false
+# The wrapper below is the other half of PreferenceOracle, and sees its counters.
 
 
 def _counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

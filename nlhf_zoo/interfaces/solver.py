@@ -39,7 +39,7 @@ class State:
     policies: Mapping[str, Policy]
     step: int = 0
     phase: int = 0
-    numbers: Mapping[str, Any] = attrs.field(factory=dict)
+    numbers: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
     queries: QueryCount = QueryCount()
 
     def __getitem__(self, slot: str) -> Policy:

@@ -6,7 +6,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -62,8 +62,29 @@ class PairwiseLoss(ABC):
 
 def _terms(value: Any) -> tuple[tuple[Policy, float], ...]:
     if isinstance(value, Sequence):
-        return tuple((policy, float(weight)) for policy, weight in value)
+        pairs = cast("Sequence[tuple[Policy, float]]", value)
+        return tuple((policy, float(weight)) for policy, weight in pairs)
     return ((value, 1.0),)
+
+
+def _check_terms(_: Any, __: Any, terms: tuple[tuple[Policy, float], ...]) -> None:
+    if not terms or not math.isclose(sum(w for _, w in terms), 1.0, abs_tol=1e-9):
+        raise BadInput(f"opponent weights must add up to 1, got {[w for _, w in terms]}")
+
+
+def _check_weight(_: Any, __: Any, weight: float) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise BadInput(f"anchor weight must be finite and >= 0, got {weight}")
+
+
+def _check_anchors(_: Any, __: Any, anchors: tuple[Anchor, ...]) -> None:
+    if not anchors:
+        raise BadInput("an update needs an anchor with a positive weight, or its maximum is not a policy")
+
+
+def _check_steps(_: Any, __: Any, steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise BadInput(f"an update takes at least one gradient step, got {steps}")
 
 
 @attrs.frozen
@@ -74,12 +95,7 @@ class Opponent:
     2 u_k - u_{k-1}. The weights add up to 1.
     """
 
-    terms: tuple[tuple[Policy, float], ...] = attrs.field(converter=_terms)
-
-    @terms.validator
-    def _check(self, _: Any, terms: tuple[tuple[Policy, float], ...]) -> None:
-        if not terms or not math.isclose(sum(w for _, w in terms), 1.0, abs_tol=1e-9):
-            raise BadInput(f"opponent weights must add up to 1, got {[w for _, w in terms]}")
+    terms: tuple[tuple[Policy, float], ...] = attrs.field(converter=_terms, validator=_check_terms)
 
 
 @attrs.frozen
@@ -87,12 +103,7 @@ class Anchor:
     """A penalty weight * D(pi || policy) that holds the answer near `policy`; weight >= 0."""
 
     policy: Policy
-    weight: float = attrs.field(converter=float)
-
-    @weight.validator
-    def _check(self, _: Any, weight: float) -> None:
-        if not (math.isfinite(weight) and weight >= 0):
-            raise BadInput(f"anchor weight must be finite and >= 0, got {weight}")
+    weight: float = attrs.field(converter=float, validator=_check_weight)
 
 
 def _opponent(value: Any) -> Any:
@@ -132,19 +143,9 @@ class Update:
 
     start: Policy
     opponent: Opponent | Itself = attrs.field(converter=_opponent)
-    anchors: tuple[Anchor, ...] = attrs.field(converter=_anchors)
+    anchors: tuple[Anchor, ...] = attrs.field(converter=_anchors, validator=_check_anchors)
     loss: PairwiseLoss | None = None
-    steps: int | None = attrs.field(default=None)
-
-    @anchors.validator
-    def _check_anchors(self, _: Any, anchors: tuple[Anchor, ...]) -> None:
-        if not anchors:
-            raise BadInput("an update needs an anchor with a positive weight, or its maximum is not a policy")
-
-    @steps.validator
-    def _check_steps(self, _: Any, steps: int | None) -> None:
-        if steps is not None and steps < 1:
-            raise BadInput(f"an update takes at least one gradient step, got {steps}")
+    steps: int | None = attrs.field(default=None, validator=_check_steps)
 
     @property
     def weight(self) -> float:
@@ -168,5 +169,4 @@ class Outcome:
 
     policy: Policy
     queries: QueryCount
-    measured: Mapping[str, Any] = attrs.field(factory=dict)
-
+    measured: Mapping[str, Any] = attrs.field(factory=dict[str, Any])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 import pluggy
@@ -94,12 +94,17 @@ def _contributions(
     try:
         for kind in KINDS:
             for answer in manager.subset_hook_caller(f"nlhf_zoo_{kind}", others)():
-                items = answer.items() if isinstance(answer, Mapping) else ((item.name, item) for item in answer)
-                result += [(kind, Entry(key, item, distribution, version)) for key, item in items]
+                result.extend((kind, Entry(key, item, distribution, version)) for key, item in _items(answer))
     except Exception:
         manager.unregister(name=name)
         raise
     return result
+
+
+def _items(answer: hookspecs.Contribution) -> Iterable[tuple[str, Any]]:
+    if isinstance(answer, Mapping):
+        return cast("Mapping[str, Any]", answer).items()
+    return ((item.name, item) for item in answer)
 
 
 def lookup(kind: Kind, name: str) -> Any:

@@ -36,11 +36,15 @@ class ExactProx(Solver):
             Guarantee(
                 metric="kl",
                 bound=contraction(lambda game: 1 / (1 + self._eta(game))),
+                recursion=lambda step, game, previous: previous / (1 + self._eta(game)),
                 assumptions="beta > 0, reverse KL, exact improvements; any eta > 0",
                 holds=lambda game: isinstance(game.divergence, ReverseKL),
                 source="arXiv 2505.19731, the proximal point recursion",
             ),
         )
+
+    def scaled(self, factor: float, game: Game) -> ExactProx:
+        return attrs.evolve(self, eta=self._eta(game))
 
     def propose(self, game: Game, state: State) -> Update:
         return Update(

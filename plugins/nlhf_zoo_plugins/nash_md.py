@@ -9,6 +9,8 @@ since KL(pi || m) splits into the two up to a constant. So no mixture needs a lo
 from __future__ import annotations
 
 import attrs
+import torch
+from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Guarantee, Outcome, ReverseKL, Solver, State, Update
@@ -40,26 +42,32 @@ class NashMD(Solver):
 
     @property
     def guarantees(self) -> tuple[Guarantee, ...]:
-        import torch
-
-        def decaying(n: int, game: Game, initial=None):
+        def decaying(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
             return torch.tensor(8 / (game.beta**2 * (n + 1)), dtype=torch.float64)
 
-        def fixed(n: int, game: Game, initial=None):
+        def fixed(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
             mixing = self._mixing(game, 0)
             first = torch.tensor(1 / (2 * game.beta), dtype=torch.float64) if initial is None else initial
-            return first * (1 - mixing) ** n + 2 * mixing / game.beta**2
+            return first * (1 - mixing) ** n + 2 * mixing / game.beta**2 * (1 - (1 - mixing) ** n)
+
+        def lemma(step: int, game: Game, previous: Tensor) -> Tensor:
+            mixing = self._mixing(game, step)
+            return (1 - mixing) * previous + 2 * (mixing / game.beta) ** 2
 
         constant = self.eta is not None or self.mixing is not None
         return (
             Guarantee(
                 metric="kl",
                 bound=fixed if constant else decaying,
+                recursion=lemma,
                 assumptions="beta > 0, reverse KL, exact improvements, n >= 1",
                 holds=lambda game: isinstance(game.divergence, ReverseKL),
-                source="arXiv 2312.00886, lemma 2" if constant else "arXiv 2312.00886, theorem 1",
+                source=f"arXiv 2312.00886, {'lemma 2' if constant else 'theorem 1 and lemma 2'}",
             ),
         )
+
+    def scaled(self, factor: float, game: Game) -> NashMD:
+        return self if self.eta is None else attrs.evolve(self, eta=self.eta / factor)
 
     def _mixing(self, game: Game, step: int) -> float:
         if self.mixing is not None:

@@ -45,11 +45,15 @@ class NashMP(Solver):
             Guarantee(
                 metric="kl",
                 bound=contraction(lambda game: 1 / (1 + self._eta(game))),
+                recursion=lambda step, game, previous: previous / (1 + self._eta(game)),
                 assumptions="beta > 0, eta <= 2 beta, reverse KL, exact improvements",
                 holds=lambda game: self._eta(game) <= 2 * game.beta and isinstance(game.divergence, ReverseKL),
-                source="arXiv 2505.19731, last-iterate theorem; (1 + 2 beta)^(-N/2) at eta = 2 beta, N = 2 queries a step",
+                source="arXiv 2505.19731, last-iterate theorem: (1 + 2 beta)^(-N/2) at eta = 2 beta, N = 2n queries",
             ),
         )
+
+    def scaled(self, factor: float, game: Game) -> NashMP:
+        return attrs.evolve(self, eta=self._eta(game))
 
     def init(self, game: Game, policy):
         state = super().init(game, policy)

@@ -1,8 +1,8 @@
 """Online DPO (Guo et al., arXiv 2402.04792), with the oracle's soft preference.
 
-    loss(P, h) = -P log sigma(beta h) - (1 - P) log sigma(-beta h) on pairs from pi itself,
-    h = log pi/ref (y) - log pi/ref (y'); a mirror-descent step of size eta along its expected gradient:
-    log next = log pi_k + eta E_{y'~pi_k}[P(y > y') - sigma(beta h(y, y'))] - log Z
+loss(P, h) = -P log sigma(beta h) - (1 - P) log sigma(-beta h) on pairs from pi itself,
+h = log pi/ref (y) - log pi/ref (y'); a mirror-descent step of size eta along its expected gradient:
+log next = log pi_k + eta E_{y'~pi_k}[P(y > y') - sigma(beta h(y, y'))] - log Z
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from nlhf_zoo.interfaces import EnumerableOracle, Game, Guarantee, Outcome, PairwiseLoss, Solver, State, Update
 from nlhf_zoo.registry import hookimpl
-from nlhf_zoo.tabular import TabularPolicy
+from nlhf_zoo import TabularPolicy
 
 
 @attrs.frozen
@@ -72,7 +72,7 @@ class OnlineDPO(Solver):
             Guarantee(
                 metric="kl",
                 bound=None,
-                assumptions="beta > 0 and P is Bradley-Terry; the target is then pi_ref exp(r/beta), not the equilibrium",
+                assumptions="beta > 0, P Bradley-Terry; the target is then pi_ref exp(r/beta), not the equilibrium",
                 holds=_is_bradley_terry,
                 target=_rlhf_optimum,
                 source="arXiv 2305.18290, equation 4: the minimiser of the logistic loss",

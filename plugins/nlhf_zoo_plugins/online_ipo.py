@@ -1,8 +1,8 @@
 """Online IPO (Calandriello et al., arXiv 2403.08635), and with it self-play policy gradient (2505.19731v2).
 
-    loss(P, h) = (h - (P - 1/2)/beta)^2 on pairs from pi itself,
-    h = log pi/ref (y) - log pi/ref (y'); a mirror-descent step of size eta along its expected gradient:
-    log next = log pi_k + eta (u_pi - beta log pi_k/ref) - log Z
+loss(P, h) = (h - (P - 1/2)/beta)^2 on pairs from pi itself,
+h = log pi/ref (y) - log pi/ref (y'); a mirror-descent step of size eta along its expected gradient:
+log next = log pi_k + eta (u_pi - beta log pi_k/ref) - log Z
 """
 
 from __future__ import annotations
@@ -10,17 +10,7 @@ from __future__ import annotations
 import attrs
 from torch import Tensor
 
-from nlhf_zoo.interfaces import (
-    Game,
-    Guarantee,
-    Outcome,
-    PairwiseLoss,
-    ReverseKL,
-    Solver,
-    State,
-    Update,
-    contraction,
-)
+from nlhf_zoo.interfaces import Game, Guarantee, Outcome, PairwiseLoss, ReverseKL, Solver, State, Update, contraction
 from nlhf_zoo.registry import hookimpl
 
 
@@ -69,11 +59,15 @@ class OnlineIPO(Solver):
             Guarantee(
                 metric="kl",
                 bound=contraction(lambda game: 1 - self._eta(game) * game.beta),
+                recursion=lambda step, game, previous: (1 - self._eta(game) * game.beta) * previous,
                 assumptions="beta > 0, eta/(1 - eta beta) <= 4 beta, reverse KL, exact expectations",
                 holds=lambda game: small(game) and isinstance(game.divergence, ReverseKL),
                 source="arXiv 2206.05825, theorem 3.4, with smoothness 1/2 of a preference in [0, 1]",
             ),
         )
+
+    def scaled(self, factor: float, game: Game) -> OnlineIPO:
+        return attrs.evolve(self, eta=self._eta(game) / factor)
 
     def propose(self, game: Game, state: State) -> Update:
         return Update(

@@ -1,0 +1,117 @@
+"""Nash Learning from Human Feedback: games, solvers, and the policies they train.
+
+The names below are imported when first used, so that `import nlhf_zoo` costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nlhf_zoo import testing
+    from nlhf_zoo.data import read_matrix
+    from nlhf_zoo.drive import Result, duality_gap, solve
+    from nlhf_zoo.errors import BadInput
+    from nlhf_zoo.interfaces import (
+        ITSELF,
+        Anchor,
+        Divergence,
+        EnumerableOracle,
+        Game,
+        Guarantee,
+        Itself,
+        Opponent,
+        Outcome,
+        PairwiseLoss,
+        Policy,
+        PreferenceOracle,
+        QueryCount,
+        Responses,
+        ReverseKL,
+        Solver,
+        State,
+        Update,
+        contraction,
+    )
+    from nlhf_zoo.llm import CausalLMPolicy
+    from nlhf_zoo.oracles import MatrixOracle, SampledOracle
+    from nlhf_zoo.registry import hookimpl, solvers
+    from nlhf_zoo.tabular import SoftmaxPolicy, TabularPolicy, equilibrium, von_neumann_winner
+
+    __version__: str
+
+__all__ = [
+    "ITSELF",
+    "Anchor",
+    "BadInput",
+    "CausalLMPolicy",
+    "Divergence",
+    "EnumerableOracle",
+    "Game",
+    "Guarantee",
+    "Itself",
+    "MatrixOracle",
+    "Opponent",
+    "Outcome",
+    "PairwiseLoss",
+    "Policy",
+    "PreferenceOracle",
+    "QueryCount",
+    "Responses",
+    "Result",
+    "ReverseKL",
+    "SampledOracle",
+    "SoftmaxPolicy",
+    "Solver",
+    "State",
+    "TabularPolicy",
+    "Update",
+    "__version__",
+    "contraction",
+    "duality_gap",
+    "equilibrium",
+    "hookimpl",
+    "read_matrix",
+    "solve",
+    "solvers",
+    "testing",
+    "von_neumann_winner",
+]
+
+_ELSEWHERE = {
+    "BadInput": "errors",
+    "CausalLMPolicy": "llm",
+    "MatrixOracle": "oracles",
+    "Result": "drive",
+    "SampledOracle": "oracles",
+    "SoftmaxPolicy": "tabular",
+    "TabularPolicy": "tabular",
+    "duality_gap": "drive",
+    "equilibrium": "tabular",
+    "hookimpl": "registry",
+    "read_matrix": "data",
+    "solve": "drive",
+    "solvers": "registry",
+    "von_neumann_winner": "tabular",
+}
+"""The module of each exported name; all others are those of `interfaces`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("nlhf-zoo")
+    elif name == "testing":
+        value = importlib.import_module("nlhf_zoo.testing")
+    elif name in __all__:
+        value = getattr(importlib.import_module(f"nlhf_zoo.{_ELSEWHERE.get(name, 'interfaces')}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The demonstration: `python -m nlhf_zoo.demo --out DIR`."""

@@ -1,0 +1,222 @@
+"""From tidy measurements to curves: medians over seeds, their range, and what was claimed against what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from nlhf_zoo.errors import BadInput
+
+if TYPE_CHECKING:
+    from nlhf_zoo.interfaces.game import Game
+    from nlhf_zoo.interfaces.solver import Solver
+
+__all__ = ["FLOOR", "METRICS", "Check", "Claim", "Curve", "check_claims", "claimed_bounds", "claims", "curves"]
+
+METRICS: Mapping[str, str] = {
+    "duality_gap": "Duality gap",
+    "kl_to_equilibrium": "KL(equilibrium ‖ policy)",
+    "span_to_equilibrium": "Span of log policy − log equilibrium",
+}
+FLOOR = 1e-16
+"""Smaller values are drawn here: in float64 they are rounding, and a log axis has no zero."""
+ROUNDING = 1e-12
+"""A measured value below this is never counted as a broken bound."""
+POINTS = 240
+"""The most points that one curve is drawn with."""
+_GUARANTEED = {"kl": "kl_to_equilibrium", "span": "span_to_equilibrium", "duality_gap": "duality_gap"}
+
+
+@attrs.frozen
+class Curve:
+    """One solver's metric over steps; `low` and `high` are the least and the greatest value over seeds."""
+
+    solver: str
+    seeds: int
+    steps: tuple[int, ...]
+    queries: tuple[float, ...]
+    seconds: tuple[float, ...]
+    median: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def x(self, axis: str) -> tuple[float, ...]:
+        return {"steps": self.steps, "queries": self.queries, "seconds": self.seconds}[axis]
+
+
+@attrs.frozen
+class Claim:
+    """A solver's bound on a metric at some of its steps."""
+
+    solver: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    source: str = ""
+
+    def thinned(self) -> Claim:
+        """The same claim at no more steps than a curve is drawn with."""
+        kept = set(_thin(np.array(self.steps)).tolist())
+        points = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if step in kept]
+        return Claim(self.solver, *(tuple(column) for column in zip(*points, strict=True)), source=self.source)
+
+
+@attrs.frozen
+class Check:
+    """How a claim fared: over `points` measured iterates, the largest measured / claimed was `worst`."""
+
+    solver: str
+    points: int
+    worst: float
+    broken: int
+
+
+def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Curve]:
+    """One curve per solver that has the metric, in order of appearance.
+
+    A seed that stopped early keeps its last value, so that a median never jumps because the seeds that
+    converged have left it; queries and seconds are medians over the seeds that are still running.
+
+    Raises:
+        BadInput: a row lacks solver or step, or holds something else than numbers.
+    """
+    runs: dict[str, dict[Any, list[tuple[float, ...]]]] = {}
+    for at, row in enumerate(rows):
+        value = _float(row, metric, at, default=math.nan)
+        if math.isfinite(value):
+            # A solver without an equilibrium to compare with has no such rows, and no curve.
+            point = (_float(row, "step", at), _float(row, "queries", at), _float(row, "seconds", at, math.nan), value)
+            runs.setdefault(str(_get(row, "solver", at)), {}).setdefault(row.get("seed", 0), []).append(point)
+    return [_curve(solver, [np.array(sorted(points)) for points in seeds.values()]) for solver, seeds in runs.items()]
+
+
+def _curve(solver: str, runs: list[np.ndarray]) -> Curve:
+    grid = _thin(np.unique(np.concatenate([run[:, 0] for run in runs])))
+    held = np.full((len(runs), len(grid)), np.nan)
+    axes = np.full((2, len(runs), len(grid)), np.nan)
+    for seed, run in enumerate(runs):
+        at = np.searchsorted(run[:, 0], grid, side="right") - 1
+        held[seed] = np.where(at >= 0, run[np.maximum(at, 0), 3], np.nan)
+        running = (grid >= run[0, 0]) & (grid <= run[-1, 0])
+        for axis in (0, 1):
+            axes[axis, seed] = np.where(running, np.interp(grid, run[:, 0], run[:, 1 + axis]), np.nan)
+    queries, seconds = (_over_seeds(np.nanmedian, axis) for axis in axes)
+    return Curve(
+        solver=solver,
+        seeds=len(runs),
+        steps=tuple(int(step) for step in grid),
+        queries=queries,
+        seconds=seconds,
+        median=_over_seeds(np.nanmedian, held),
+        low=_over_seeds(np.nanmin, held),
+        high=_over_seeds(np.nanmax, held),
+    )
+
+
+def _over_seeds(reduce: Any, values: np.ndarray) -> tuple[float, ...]:
+    # numpy warns of a column without a number; there is none to report, so it stays NaN.
+    known = ~np.isnan(values).all(axis=0)
+    result = np.full(values.shape[1], np.nan)
+    result[known] = reduce(values[:, known], axis=0)
+    return tuple(result.tolist())
+
+
+def _thin(grid: np.ndarray) -> np.ndarray:
+    if len(grid) <= POINTS:
+        return grid
+    # Half of the points evenly spaced, half evenly on a log scale: a curve is looked at on either axis.
+    even = np.linspace(0, len(grid) - 1, POINTS // 2)
+    log = np.geomspace(1, len(grid) - 1, POINTS // 2)
+    return grid[np.unique(np.concatenate([even, log]).round().astype(int))]
+
+
+def claims(bounds: Iterable[Mapping[str, Any]], metric: str) -> list[Claim]:
+    """The claims on `metric` out of tidy rows with solver, metric, step, bound and perhaps source.
+
+    Raises:
+        BadInput: a row lacks a key or holds something else than numbers.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    sources: dict[str, str] = {}
+    for at, row in enumerate(bounds):
+        name = str(_get(row, "metric", at, "bound"))
+        if _GUARANTEED.get(name, name) != metric:
+            continue
+        solver = str(_get(row, "solver", at, "bound"))
+        point = (int(_float(row, "step", at, kind="bound")), _float(row, "bound", at, kind="bound"))
+        found.setdefault(solver, []).append(point)
+        sources.setdefault(solver, str(row.get("source", "")))
+    return [
+        Claim(solver, *(tuple(column) for column in zip(*sorted(set(points)), strict=True)), source=sources[solver])
+        for solver, points in found.items()
+    ]
+
+
+def check_claims(rows: Sequence[Mapping[str, Any]], claimed: Sequence[Claim], metric: str) -> list[Check]:
+    """Each claim against every measured row at or between the claim's steps, all seeds, before any thinning.
+
+    Between two of its steps a claim is interpolated on a log scale.
+    """
+    checks = []
+    for claim in claimed:
+        mine = [row for row in rows if str(row.get("solver")) == claim.solver and row.get(metric) is not None]
+        measured = np.array([(float(row["step"]), float(row[metric])) for row in mine]).reshape(-1, 2)
+        inside = (measured[:, 0] >= claim.steps[0]) & (measured[:, 0] <= claim.steps[-1]) & ~np.isnan(measured[:, 1])
+        measured = measured[inside]
+        if not len(measured):
+            continue
+        bound = np.exp(np.interp(measured[:, 0], claim.steps, np.log(np.maximum(claim.values, 1e-300))))
+        counted = measured[:, 1] > ROUNDING
+        ratio = np.where(counted, measured[:, 1] / bound, 0.0)
+        # One part in 1e9 is what a log, an interpolation and an exponential may cost.
+        checks.append(Check(claim.solver, len(ratio), float(ratio.max()), int((ratio > 1 + 1e-9).sum())))
+    return checks
+
+
+def claimed_bounds(
+    name: str, solver: Solver, game: Game, steps: Iterable[int], initial: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Tidy rows for `bounds` from what a solver guarantees of its last iterate on this game.
+
+    Args:
+        name: what the solver is called in the measured rows.
+        solver: an object whose `guarantees` are asked.
+        game: one game, not a batch.
+        steps: where to evaluate each bound.
+        initial: metric ("kl", "span", "duality_gap") to its value at step 0, where it is known.
+    """
+    import torch
+
+    rows: list[dict[str, Any]] = []
+    grid = sorted(set(steps))
+    for guarantee in solver.guarantees:
+        drawable = guarantee.bound is not None and guarantee.target is None and guarantee.iterate == "last"
+        if not drawable or not guarantee.holds(game) or any(row["metric"] == guarantee.metric for row in rows):
+            continue
+        start = (initial or {}).get(guarantee.metric)
+        first = None if start is None else torch.tensor(start, dtype=torch.float64)
+        for step in grid:
+            value = float(guarantee.bound(step, game, first))  # type: ignore[misc]  # not None: `drawable`
+            rows.append(
+                {"solver": name, "metric": guarantee.metric, "step": step, "bound": value, "source": guarantee.source}
+            )
+    return rows
+
+
+def _get(row: Mapping[str, Any], key: str, at: int, kind: str = "measurement") -> Any:
+    if key not in row:
+        raise BadInput(f"{kind} row {at} has no {key!r}; it has {', '.join(map(repr, row)) or 'nothing'}")
+    return row[key]
+
+
+def _float(row: Mapping[str, Any], key: str, at: int, default: float | None = None, kind: str = "measurement") -> float:
+    if default is not None and row.get(key) is None:
+        return default
+    value = _get(row, key, at, kind)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise BadInput(f"{kind} row {at}: {key} must be a number, got {value!r}") from None

@@ -1,0 +1,67 @@
+"""One fixed colour and marker for each solver, in a light and a dark shade, told apart by colour-blind readers."""
+
+from __future__ import annotations
+
+import zlib
+
+import attrs
+
+__all__ = ["SHADES", "Ink", "Palette", "stylesheet"]
+
+
+@attrs.frozen
+class Ink:
+    """What a name is drawn with: `colour` and `band` are CSS variables, `marker` is a plotly symbol."""
+
+    colour: str
+    band: str
+    marker: str
+
+
+# (light page, dark page, marker). Okabe and Ito's hues, shifted until each has a contrast of 3:1 on both pages.
+SHADES: tuple[tuple[str, str, str], ...] = (
+    ("#0067a6", "#58b2f2", "circle"),
+    ("#b98300", "#f2c14e", "square"),
+    ("#c2410c", "#ff8f5a", "diamond"),
+    ("#00805e", "#3ccf9f", "triangle-up"),
+    ("#a8508a", "#ec9ccb", "cross"),
+    ("#5d50c6", "#a99dff", "x"),
+    ("#7a4b1e", "#cfa274", "pentagon"),
+    ("#2d8fae", "#8fdcf5", "star"),
+    ("#66707a", "#a9b3bd", "hexagon"),
+)
+_FIXED = {"nash_mp": 0, "nash_md": 1, "online_dpo": 2, "online_ipo": 3, "exact_prox": 4, "reference": 8}
+_FREE = (5, 6, 7, 1, 4, 3, 2, 0)
+
+
+@attrs.frozen
+class Palette:
+    """The inks of one report: a name keeps its ink once it has one, and known solvers have theirs in every report."""
+
+    _taken: dict[str, int] = attrs.field(factory=dict, init=False)
+
+    def __getitem__(self, name: str) -> Ink:
+        if name not in self._taken:
+            self._taken[name] = _FIXED[name] if name in _FIXED else self._free(name)
+        index = self._taken[name]
+        return Ink(f"var(--ink-{index})", f"var(--band-{index})", SHADES[index][2])
+
+    def _free(self, name: str) -> int:
+        # Chosen by name first, so that a third-party solver tends to look the same in different reports.
+        start = zlib.crc32(name.encode("utf-8", "replace")) % 3
+        order = [*_FREE[start:3], *_FREE[:start], *_FREE[3:]]
+        used = set(self._taken.values())
+        return next((index for index in order if index not in used), order[0])
+
+
+def stylesheet() -> tuple[str, str]:
+    """CSS declarations of the variables `--ink-i` and `--band-i`, for the light and for the dark page."""
+
+    def declarations(shade: int, opacity: float) -> str:
+        parts = []
+        for index, entry in enumerate(SHADES):
+            red, green, blue = (int(entry[shade][at : at + 2], 16) for at in (1, 3, 5))
+            parts.append(f"--ink-{index}:{entry[shade]};--band-{index}:rgba({red},{green},{blue},{opacity})")
+        return ";".join(parts) + ";"
+
+    return declarations(0, 0.16), declarations(1, 0.2)

@@ -1,0 +1,147 @@
+"""What the figures show, in words: for the captions, for screen readers, and for the tables below them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nlhf_zoo.report.convergence import FLOOR, Check, Curve
+from nlhf_zoo.report.markup import number
+
+__all__ = [
+    "SHORT",
+    "checked",
+    "convergence",
+    "convergence_table",
+    "curves",
+    "distribution",
+    "key",
+    "matrix",
+    "win_rates",
+]
+
+SHORT: Mapping[str, str] = {"duality_gap": "Duality gap", "kl_to_equilibrium": "KL", "span_to_equilibrium": "Span"}
+_COLUMNS = {
+    "duality_gap": "Gap",
+    "kl_to_equilibrium": "KL to equilibrium",
+    "span_to_equilibrium": "Span to equilibrium",
+}
+_TARGETS = ((1e-2, "10⁻²"), (1e-4, "10⁻⁴"))
+
+
+def convergence(metric: str, measured: Sequence[Curve]) -> str:
+    ends = sorted(measured, key=lambda curve: curve.median[-1])
+    parts = [f"{curve.solver} {_at_the_end(curve.median[-1])}" for curve in ends]
+    budgets = {number(curve.queries[-1]) for curve in measured}
+    when = f"After {budgets.pop()} queries" if len(budgets) == 1 else "At the end of each run"
+    median = "median " if any(curve.seeds > 1 for curve in measured) else ""
+    clipped = any(value < FLOOR for curve in measured for value in curve.low)
+    floor = " Values below 10⁻¹⁶ are drawn at 10⁻¹⁶: they are rounding." if clipped else ""
+    return f"{when}, {median}{_inline(metric)}: {', '.join(parts)}.{floor}"
+
+
+def _inline(metric: str) -> str:
+    return {"duality_gap": "duality gap", "span_to_equilibrium": "span"}.get(metric, SHORT[metric])
+
+
+def _at_the_end(value: float) -> str:
+    return number(value) if value >= FLOOR else "below 10⁻¹⁶"
+
+
+def key(measured: Iterable[Sequence[Curve]], has_claims: bool) -> str:
+    every = [curve for found in measured for curve in found]
+    seeds = {curve.seeds for curve in every}
+    text = f"Line: median over {_span(seeds)} seeds. Shaded: from the least to the greatest of them."
+    if seeds == {1}:
+        text = "Line: the run."
+    if has_claims:
+        text += " Dashed: what the solver is proved to stay below, where anything is proved."
+    return text + " Step 0 has no place on a log axis; choose the linear scale to see it."
+
+
+def _span(values: set[int]) -> str:
+    return str(min(values)) if len(values) == 1 else f"{min(values)} to {max(values)}"
+
+
+def checked(metric: str, checks: Sequence[Check]) -> list[str]:
+    result = []
+    for check in checks:
+        head = f"{check.solver}, {_inline(metric)}: "
+        if check.broken:
+            result.append(
+                f"{head}{check.broken:,} of {check.points:,} measured values lie above the claimed bound;"
+                f" the worst is {number(check.worst)} times the bound."
+            )
+        else:
+            result.append(
+                f"{head}all {check.points:,} measured values obey the claimed bound;"
+                f" the closest comes to {number(check.worst)} of it."
+            )
+    if checks:
+        result[-1] += " (Values below 10⁻¹² count as zero.)"
+    return result
+
+
+def convergence_table(measured: Mapping[str, Sequence[Curve]]) -> tuple[list[str], list[list[Any]]]:
+    by_solver: dict[str, dict[str, Curve]] = {}
+    for metric, found in measured.items():
+        for curve in found:
+            by_solver.setdefault(curve.solver, {})[metric] = curve
+    targets = _TARGETS if "duality_gap" in measured else ()
+    columns = ["Solver", "Seeds", "Steps", "Queries", "Seconds", *(_COLUMNS[metric] for metric in measured)]
+    columns += [f"Queries to gap {name}" for _, name in targets]
+    rows = []
+    for solver, found in by_solver.items():
+        any_curve = next(iter(found.values()))
+        ends = [found[metric].median[-1] if metric in found else None for metric in measured]
+        seconds = any_curve.seconds[-1]
+        gap = found.get("duality_gap")
+        firsts = [_first_below(gap, target) if gap else None for target, _ in targets]
+        seconds = None if math.isnan(seconds) else seconds
+        rows.append([solver, any_curve.seeds, any_curve.steps[-1], any_curve.queries[-1], seconds, *ends, *firsts])
+    return columns, rows
+
+
+def _first_below(curve: Curve, target: float) -> float | None:
+    return next((q for q, value in zip(curve.queries, curve.median, strict=True) if value <= target), None)
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str) -> str:
+    parts = [f"{name} from {number(points[0][1])} to {number(points[-1][1])}" for name, points in series.items()]
+    return f"{y_title}, first to last {x_title[:1].lower()}{x_title[1:]}: {', '.join(parts)}."
+
+
+def win_rates(points: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for point in points:
+        side = "not told apart from one half"
+        if point["low"] > 0.5 or point["high"] < 0.5:
+            side = "above one half" if point["low"] > 0.5 else "below one half"
+        parts.append(f"{point['label']} {point['rate']:.1%} ({point['low']:.1%} to {point['high']:.1%}, {side})")
+    return f"Bars are 95 % Wilson intervals, the dotted line is one half. {'; '.join(parts)}."
+
+
+def matrix(labels: Sequence[str], values: Sequence[Sequence[float]], ordered: bool, omitted: int) -> str:
+    size = len(labels)
+    beaten = [sum(1 for other, value in enumerate(row) if other != at and value > 0.5) for at, row in enumerate(values)]
+    top = max(range(size), key=lambda at: beaten[at])
+    order = " Ordered by the equilibrium, its likeliest response first." if ordered else ""
+    rest = f" {omitted:,} less likely responses are left out." if omitted else ""
+    if size == 1:
+        return f"One entry, {labels[0]}.{order}{rest}"
+    if beaten[top] == size - 1:
+        return f"{labels[top]} beats every other with a probability above one half.{order}{rest}"
+    return (
+        f"Nothing beats every other; {labels[top]} beats the most, {beaten[top]:,} of {size - 1:,} with a probability"
+        f" above one half.{order}{rest}"
+    )
+
+
+def distribution(labels: Sequence[str], probabilities: Mapping[str, Sequence[float]], total: int) -> str:
+    parts = []
+    for policy, values in probabilities.items():
+        best = max(range(len(labels)), key=lambda at: values[at])
+        parts.append(f"{policy} gives most to {labels[best]} ({values[best]:.1%})")
+    rest = f" The {len(labels):,} likeliest of {total:,} responses are drawn." if total > len(labels) else ""
+    return f"{'; '.join(parts)}.{rest}"

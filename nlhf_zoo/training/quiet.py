@@ -1,0 +1,40 @@
+"""Lightning without its advertising and its remarks on what was chosen knowingly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+__all__ = ["quiet_lightning"]
+
+REMARKS = (
+    # The data are a list in memory: worker processes would only add their start-up time.
+    r".*does not have many workers.*",
+    # accelerator="cpu" on a machine with an accelerator is what was asked for.
+    r".*GPU available but not used.*",
+    # Short runs log at the end.
+    r".*The number of training batches .* is smaller than the logging interval.*",
+)
+TIPS = ("Tip: For seamless cloud", "GPU available:", "TPU available:", "`Trainer.fit` stopped:")
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Drop these lines and warnings, and no others, while inside."""
+    loggers = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not any(tip in record.getMessage() for tip in TIPS)
+
+    for logger in loggers:
+        logger.addFilter(wanted)
+    try:
+        with warnings.catch_warnings():
+            for remark in REMARKS:
+                warnings.filterwarnings("ignore", message=remark)
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(wanted)
