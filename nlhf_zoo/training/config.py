@@ -65,6 +65,7 @@ class TrainConfig:
         eval_every: batches between evaluations; 0 evaluates at the end only.
         eval_size: held-out prompts, where `eval_prompts` is not given.
         eval_batch_size: prompts a batch of the evaluation.
+        show_samples: held-out prompts whose answers are written to samples.jsonl, to read; 0 writes none.
         logger: "tensorboard", "csv" or "none".
         resume: go on from the newest checkpoint in `out`, where there is one.
         trust_remote_code: run code that comes with a model from the hub; off unless asked.
@@ -109,6 +110,7 @@ class TrainConfig:
     eval_every: int = attrs.field(default=0, validator=_at_least(0))
     eval_size: int = attrs.field(default=64, validator=_at_least(1))
     eval_batch_size: int = attrs.field(default=32, validator=_at_least(1))
+    show_samples: int = attrs.field(default=8, validator=_at_least(0))
     logger: str = attrs.field(default="tensorboard", validator=attrs.validators.in_(("tensorboard", "csv", "none")))
     resume: bool = False
     trust_remote_code: bool = False

@@ -1,0 +1,110 @@
+"""How good a policy is: win rate against the reference, distance from it, and answers to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from nlhf_zoo.interfaces import PreferenceOracle
+from nlhf_zoo.intervals import wilson_interval
+from nlhf_zoo.llm import LanguagePolicy
+from nlhf_zoo.llm.tokens import encode_prompts
+from nlhf_zoo.training.module import seeded
+from nlhf_zoo.training.stream import PromptText
+
+__all__ = ["Answers", "Estimate", "answer", "distance", "win_rate"]
+
+
+@attrs.frozen
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    samples: int
+
+
+@attrs.frozen
+class Answers:
+    """One response to each prompt, with log-probabilities under the policy that gave it."""
+
+    prompts: tuple[PromptText, ...]
+    texts: tuple[str, ...]
+    log_probs: tuple[float, ...]
+    reference_log_probs: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def distinct(self) -> float:
+        """Share of different texts, in (0, 1]."""
+        return len(set(self.texts)) / len(self.texts)
+
+
+@torch.no_grad()
+def answer(
+    policy: LanguagePolicy, reference: LanguagePolicy, prompts: Sequence[PromptText], *, seed: int, batch_size: int
+) -> Answers:
+    """Sample one response to each prompt."""
+    texts: list[str] = []
+    own: list[float] = []
+    other: list[float] = []
+    lengths: list[int] = []
+    for start in range(0, len(prompts), batch_size):
+        rows = prompts[start : start + batch_size]
+        batch = encode_prompts(
+            [p.rendered for p in rows], policy.tokenizer, policy.decoding, policy.device, [p.judged for p in rows]
+        )
+        drawn = policy.sample(batch, 1, seeded(policy.device, seed, start))
+        texts += [row[0] for row in drawn.texts]
+        own += policy.log_prob(batch, drawn).flatten().double().tolist()
+        other += reference.log_prob(batch, drawn).flatten().double().tolist()
+        lengths += drawn.lengths.flatten().tolist()
+    return Answers(tuple(prompts), tuple(texts), tuple(own), tuple(other), tuple(lengths))
+
+
+def win_rate(oracle: PreferenceOracle, first: Answers, second: Answers) -> Estimate:
+    """P(first > second) over prompts, each answered once by both; not counted as queries.
+
+    The interval is Wilson's. With soft preferences it is conservative: their variance is at most a coin's.
+    """
+    with oracle.uncounted(), torch.no_grad():
+        judged = oracle.probability([p.judged for p in first.prompts], list(first.texts), list(second.texts)).double()
+    low, high = wilson_interval(float(judged.sum()), len(judged))
+    return Estimate(float(judged.mean()), low, high, len(judged))
+
+
+def distance(answers: Answers) -> Estimate:
+    """KL(policy || reference) per response in nats, the mean log-ratio of the policy's own answers (k1)."""
+    gaps = torch.tensor(answers.log_probs, dtype=torch.float64) - torch.tensor(answers.reference_log_probs)
+    mean, count = float(gaps.mean()), len(gaps)
+    half = 1.96 * float(gaps.std()) / math.sqrt(count) if count > 1 else math.inf
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def report(
+    policy: LanguagePolicy,
+    reference: LanguagePolicy,
+    prompts: Sequence[PromptText],
+    oracles: Mapping[str, PreferenceOracle],
+    *,
+    seed: int,
+    batch_size: int,
+) -> tuple[dict[str, Any], Answers, Answers]:
+    """Win rate under each oracle, KL, length and diversity; and both sides' answers."""
+    mine = answer(policy, reference, prompts, seed=seed, batch_size=batch_size)
+    # Another seed: with equal draws an untrained policy would meet its own answers.
+    theirs = answer(reference, reference, prompts, seed=seed + 1, batch_size=batch_size)
+    figures: dict[str, Any] = {
+        "win_rate": {name: attrs.asdict(win_rate(oracle, mine, theirs)) for name, oracle in oracles.items()},
+        "kl_to_reference": attrs.asdict(distance(mine)),
+        "length": sum(mine.lengths) / len(mine.lengths),
+        "reference_length": sum(theirs.lengths) / len(theirs.lengths),
+        "distinct": mine.distinct,
+        "prompts": len(prompts),
+    }
+    return figures, mine, theirs

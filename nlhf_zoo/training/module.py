@@ -1,0 +1,152 @@
+"""The Lightning loop around a solver: propose, train the batches of the update, accept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from nlhf_zoo.interfaces import Game, Outcome, QueryCount, Solver, State, Update
+from nlhf_zoo.llm.objective import sampled_objective
+from nlhf_zoo.llm.tokens import encode_prompts
+from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.networks import NetworkPool, SlotPolicy
+from nlhf_zoo.training.stream import PromptText
+
+__all__ = ["NashTraining", "seeded"]
+
+
+def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
+    """A generator whose seed is a hash of these numbers (seed, batch, process, ...)."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+class NashTraining(LightningModule):
+    """One training run of one solver on one language model.
+
+    The solver's `State` lives here; its policies are slots of a `NetworkPool`. A batch is one gradient step on
+    the update at hand; when the update has had its batches, the solver accepts the outcome and proposes the next.
+    Every random draw is seeded by (seed, batch, process), so that a resumed run repeats what it would have done.
+    """
+
+    def __init__(self, pool: NetworkPool, solver: Solver, game: Game, config: TrainConfig) -> None:
+        super().__init__()
+        self.pool, self.solver, self.config = pool, solver, config
+        self.game = attrs.evolve(game, reference=pool.policy(pool.reference))
+        self.state = solver.init(self.game, pool.policy())
+        self.update: Update | None = None
+        self.inner_done = 0
+        self.tokens_generated = 0
+        self._queries = QueryCount()
+        self._dropout_off()
+
+    @property
+    def current(self) -> SlotPolicy:
+        """The solver's answer so far; in the middle of a long update, the student on its way to the next."""
+        current = self.state.current
+        return current if isinstance(current, SlotPolicy) and self.update is None else self.pool.policy()
+
+    def training_step(self, batch: tuple[int, Sequence[PromptText]], batch_idx: int) -> Tensor:
+        number, prompts = batch
+        update = self._update()
+        torch.manual_seed(int(seeded("cpu", self.config.seed, number, self.global_rank, 1).initial_seed()))
+        generator = seeded(self.device, self.config.seed, number, self.global_rank)
+        student = self.pool.policy()
+        encoded = encode_prompts(
+            [p.rendered for p in prompts], student.tokenizer, student.decoding, self.device, [p.judged for p in prompts]
+        )
+        before = self.game.oracle.queries
+        # Dropout would make the trained policy another than the sampled one; recomputation needs train mode.
+        self.pool.student.train(self.config.gradient_checkpointing)
+        objective = sampled_objective(student, update, self.game, encoded, self.config.num_samples, generator)
+        self._queries = self._queries + (self.game.oracle.queries - before)
+        self.tokens_generated += int(objective.responses.mask.sum())
+        self._log(objective.measured, len(prompts))
+        return objective.loss
+
+    def _log(self, measured: Mapping[str, Tensor], batch_size: int) -> None:
+        shown = ("preference", "kl_to_reference", "length")
+        for name, value in measured.items():
+            self.log(f"train/{name}", value.float(), prog_bar=name in shown, batch_size=batch_size)
+        self.log("train/solver_step", float(self.state.step), batch_size=batch_size)
+        self.log("train/queries", float(self._queries.total), batch_size=batch_size)
+
+    def _update(self) -> Update:
+        if self.update is None:
+            self.update = self.solver.propose(self.game, self.state)
+            if self.inner_done == 0:
+                self.pool.begin(self.solver, self.game, self.state, self.update, self._batches(self.update))
+        return self.update
+
+    def _batches(self, update: Update) -> int:
+        return update.steps or self.config.inner_steps
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # Here, and not in a hook at the end of the batch: checkpoints are written before those run.
+        super().optimizer_step(*args, **kwargs)
+        self.inner_done += 1
+        assert self.update is not None
+        if self.inner_done == self._batches(self.update):
+            self._accept()
+
+    def _accept(self) -> None:
+        outcome = Outcome(self.pool.policy(), self._queries - self.state.queries)
+        state = self.solver.accept(self.game, self.state, outcome)
+        self.pool.settle(state)
+        self.state = attrs.evolve(state, queries=self._queries)
+        self.update, self.inner_done = None, 0
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        parameters = [p for p in self.pool.student.parameters() if p.requires_grad]
+        optimizer: Optimizer = AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        warmup = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The reference is reloaded from where it came from; its weights are never trained.
+        weights = checkpoint["state_dict"]
+        for key in [key for key in weights if key.startswith("pool.reference.")]:
+            del weights[key]
+        checkpoint["nlhf_zoo"] = {
+            **self.pool.describe(self.state),
+            "solver": self.solver.name,
+            "step": self.state.step,
+            "phase": self.state.phase,
+            "numbers": dict(self.state.numbers),
+            "queries": [self._queries.exact, self._queries.sampled],
+            "accepted_queries": [self.state.queries.exact, self.state.queries.sampled],
+            "inner_done": self.inner_done,
+            "tokens_generated": self.tokens_generated,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["nlhf_zoo"]
+        self.state = State(
+            policies=self.pool.restore(saved),
+            step=saved["step"],
+            phase=saved["phase"],
+            numbers=saved["numbers"],
+            queries=QueryCount(*saved["accepted_queries"]),
+        )
+        self._queries = QueryCount(*saved["queries"])
+        self.update, self.inner_done = None, saved["inner_done"]
+        self.tokens_generated = saved["tokens_generated"]
+        for key, value in self.pool.reference.state_dict().items():
+            checkpoint["state_dict"][f"pool.reference.{key}"] = value
+
+    def _dropout_off(self) -> None:
+        """Rates to zero on the student: gradient checkpointing needs train mode, and dropout is not wanted in it."""
+        for module in self.pool.student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0  # type: ignore[assignment]

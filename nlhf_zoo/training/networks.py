@@ -1,0 +1,202 @@
+"""Which network in memory holds which policy: one that trains, and as few frozen ones as the solver needs.
+
+A solver treats policies as values. Here a value is a `SlotPolicy` that points at a network; the pool copies a
+network only when training would overwrite weights that the solver still refers to. Because `accept` is pure,
+the pool can ask beforehand which policies outlive an update.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import nn
+
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update
+from nlhf_zoo.llm import Decoding, GeometricMixture, LanguagePolicy
+from nlhf_zoo.llm.policy import average_into
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["NetworkPool", "SlotPolicy", "models_held"]
+
+
+class SlotPolicy(LanguagePolicy):
+    """A policy value whose network belongs to a pool, and may be moved there.
+
+    Attributes:
+        network: where its weights are now; `None` until a pending average is carried out.
+        pending: (base, other, weight) of an average that has not been carried out.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        decoding: Decoding,
+        pending: tuple[SlotPolicy, SlotPolicy, float] | None = None,
+    ) -> None:
+        self.network, self.pending = network, pending
+        self.tokenizer, self.decoding = tokenizer, decoding  # type: ignore[assignment]  # None in a dry run only
+
+    @property
+    def parts(self) -> tuple[tuple[Any, float], ...]:
+        assert self.network is not None, "an average is carried out before it is used"
+        return ((self.network, 1.0),)
+
+    def average(self, other: Policy, weight: float) -> SlotPolicy:
+        if not isinstance(other, SlotPolicy):
+            raise BadInput(f"parameters of a language model cannot be averaged with a {type(other).__name__}")
+        return SlotPolicy(None, self.tokenizer, self.decoding, (self, other, weight))
+
+    def improve(self, update: Update, game: Game, generator: torch.Generator | None = None) -> Outcome:
+        raise BadInput("this policy is trained batch by batch; use nlhf-zoo train, or CausalLMPolicy for improve()")
+
+
+def _slots(policies: Iterable[Policy]) -> list[SlotPolicy]:
+    """Every pool policy that these are made of."""
+    found: list[SlotPolicy] = []
+    for policy in policies:
+        if isinstance(policy, GeometricMixture):
+            found += _slots([policy.first, policy.second])
+        elif isinstance(policy, SlotPolicy):
+            found += [policy] if policy.pending is None else _slots(policy.pending[:2])
+        else:
+            raise BadInput(f"a language model cannot play with a {type(policy).__name__}; give both the same backend")
+    return found
+
+
+class NetworkPool(nn.Module):
+    """The student, the reference, and frozen spares.
+
+    Attributes:
+        student: the network that trains.
+        reference: frozen, and never written.
+        spares: frozen copies, made when first needed and used again.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        reference: nn.Module,
+        tokenizer: PreTrainedTokenizerBase | None,
+        decoding: Decoding,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.reference = reference.requires_grad_(False)
+        self.spares = nn.ModuleList()
+        self._tokenizer, self._decoding = tokenizer, decoding
+        self._busy: set[int] = set()
+
+    def policy(self, network: nn.Module | None = None) -> SlotPolicy:
+        """A new value that stands for the weights a network (the student, unless given) holds now."""
+        return SlotPolicy(self.student if network is None else network, self._tokenizer, self._decoding)
+
+    def begin(self, solver: Solver, game: Game, state: State, update: Update, batches: int) -> None:
+        """Make the student hold the update's start, saving what training is about to overwrite.
+
+        With one batch the update's own policies are read before the only step is taken, so the student may
+        stand for them itself; with more, they must stay as they are.
+        """
+        start = update.start
+        if not isinstance(start, SlotPolicy):
+            raise BadInput(f"{solver.name}: an update on a language model starts from a plain policy, not a mixture")
+        outcome = self.policy()
+        survivors = [s for s in _slots(solver.accept(game, state, Outcome(outcome, QueryCount())).policies.values())]
+        needed = [s for s in survivors if s is not outcome]
+        moved = start.network is not self.student
+        if batches > 1 or moved:
+            needed += _slots(update.policies)
+        here = [s for s in _slots([*state.policies.values(), *update.policies]) if s.network is self.student]
+        if any(s is n for s in here for n in needed):
+            spare = self._take()
+            copy_weights(self.student, spare)
+            for slot in here:
+                slot.network = spare
+        if moved:
+            assert start.network is not None
+            copy_weights(start.network, self.student)
+
+    def settle(self, state: State) -> None:
+        """Carry out the averages in a new state, in place where the old value is no longer wanted; free the rest."""
+        kept = [p for p in state.policies.values() if not (isinstance(p, SlotPolicy) and p.pending)]
+        kept_networks = {id(s.network) for s in _slots(kept)}
+        for policy in state.policies.values():
+            if isinstance(policy, SlotPolicy) and policy.pending is not None:
+                base, other, weight = policy.pending
+                if base.network is None or other.network is None:
+                    raise BadInput("an average of an average within one step is not supported on language models")
+                in_place = any(base.network is s for s in self.spares) and id(base.network) not in kept_networks
+                target = base.network if in_place else self._take()
+                if not in_place:
+                    copy_weights(base.network, target)
+                average_into(target, other.network, weight)
+                policy.network, policy.pending = target, None
+        live = {id(s.network) for s in _slots(state.policies.values())}
+        self._busy = {i for i, spare in enumerate(self.spares) if id(spare) in live}
+
+    def _take(self) -> nn.Module:
+        free = next((i for i in range(len(self.spares)) if i not in self._busy), None)
+        if free is None:
+            free = self._grow()
+        self._busy.add(free)
+        return self.spares[free]
+
+    def _grow(self) -> int:
+        spare = copy.deepcopy(self.student).requires_grad_(False)
+        for parameter in spare.parameters():
+            parameter.grad = None
+        self.spares.append(spare.eval())
+        return len(self.spares) - 1
+
+    def describe(self, state: State) -> dict[str, Any]:
+        """Which network each slot is on, in plain values, for a checkpoint."""
+        slots = {name: self._place(policy) for name, policy in state.policies.items()}
+        return {"slots": slots, "spares": len(self.spares)}
+
+    def _place(self, policy: Policy) -> str:
+        assert isinstance(policy, SlotPolicy)
+        if policy.network is self.student:
+            return "student"
+        if policy.network is self.reference:
+            return "reference"
+        return str(next(i for i, spare in enumerate(self.spares) if spare is policy.network))
+
+    def restore(self, described: Mapping[str, Any]) -> dict[str, SlotPolicy]:
+        """The slots of a checkpoint; two slots on one network become one value, as they were."""
+        while len(self.spares) < described["spares"]:
+            self._grow()
+        places: dict[str, SlotPolicy] = {}
+        for place in described["slots"].values():
+            network = {"student": self.student, "reference": self.reference}.get(place)
+            places.setdefault(place, self.policy(self.spares[int(place)] if network is None else network))
+        self._busy = {int(place) for place in places if place.isdigit()}
+        return {name: places[place] for name, place in described["slots"].items()}
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Parameters and buffers of one network into another of the same shape, in place."""
+    for theirs, mine in zip(source.parameters(), target.parameters(), strict=True):
+        mine.copy_(theirs)
+    for theirs, mine in zip(source.buffers(), target.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def models_held(solver: Solver, game: Game, inner_steps: int, steps: int = 3) -> int:
+    """Networks in memory at the most, student and reference included, found by a dry run on empty networks."""
+    pool = NetworkPool(nn.Linear(1, 1), nn.Linear(1, 1), None, Decoding())
+    dry = attrs.evolve(game, reference=pool.policy(pool.reference))
+    state = solver.init(dry, pool.policy())
+    while state.step < steps:
+        update = solver.propose(dry, state)
+        pool.begin(solver, dry, state, update, update.steps or inner_steps)
+        state = solver.accept(dry, state, Outcome(pool.policy(), QueryCount()))
+        pool.settle(state)
+    return 2 + len(pool.spares)

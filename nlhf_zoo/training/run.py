@@ -1,0 +1,298 @@
+"""One training run from its configuration to a folder with policy, result, samples and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+
+from nlhf_zoo.data.prompts import Prompt, read_prompts, render_prompts
+from nlhf_zoo.drive import configure
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces import Game, PreferenceOracle, Solver
+from nlhf_zoo.llm.folders import save_folder
+from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
+from nlhf_zoo.llm.tokens import Decoding
+from nlhf_zoo.oracles.audit import audit
+from nlhf_zoo.registry import lookup
+from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.evaluation import Answers, answer, report
+from nlhf_zoo.training.module import NashTraining
+from nlhf_zoo.training.networks import NetworkPool, models_held
+from nlhf_zoo.training.quiet import quiet_lightning
+from nlhf_zoo.training.stream import PromptData, PromptText
+
+__all__ = ["train"]
+
+logger = logging.getLogger("nlhf_zoo.training")
+
+
+@attrs.frozen
+class Run:
+    """What a run is made of, loaded and checked, before anything is written."""
+
+    config: TrainConfig
+    solver: Solver
+    oracles: Mapping[str, PreferenceOracle]
+    prompts: tuple[PromptText, ...]
+    held_out: tuple[PromptText, ...]
+    pool: NetworkPool
+    game: Game
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train, evaluate, and write the run's folder.
+
+    `config.out` receives config.yaml, checkpoints/, logs/, policy/ (transformers format, with tokenizer),
+    samples.jsonl and result.json, the last of these when all is done.
+
+    Returns:
+        What result.json holds: solver, beta, steps, queries, seconds, tokens_generated, models_held, win_rate
+        (by oracle, with 95 % intervals), kl_to_reference, lengths, audit, and where the policy is.
+
+    Raises:
+        BadInput: a setting, model, data set or oracle that cannot be used; nothing has been written then.
+    """
+    checkpoint = _checkpoint(config)
+    run = _prepare(config)
+    out = config.out
+    _write(out / "config.yaml", yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True))
+    module = NashTraining(run.pool, run.solver, run.game, config)
+    data = PromptData(run.prompts, config.batch_size, config.seed)
+    held = models_held(run.solver, module.game, config.inner_steps)
+    logger.info("%s holds %d models in memory, student and reference included", run.solver.name, held)
+
+    begun = time.perf_counter()
+    with quiet_lightning():
+        trainer = _trainer(config, run)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    seconds = time.perf_counter() - begun
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    result: dict[str, Any] = {
+        "solver": run.solver.name,
+        "solver_options": _plain(attrs.asdict(run.solver)),  # type: ignore[arg-type]  # solvers are attrs classes
+        "beta": config.beta,
+        "steps": trainer.global_step,
+        "solver_steps": module.state.step,
+        "queries": module.state.queries.total,
+        "tokens_generated": module.tokens_generated,
+        "seconds": seconds,
+        "models_held": held,
+    }
+    if trainer.is_global_zero:
+        result |= _finish(run, module, out)
+        _write(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    trainer.strategy.barrier()
+    return result
+
+
+def _checkpoint(config: TrainConfig) -> str | None:
+    """The newest checkpoint to resume from; also says whether the folder may be used at all."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not config.resume:
+        return None  # the first process has looked, and has begun to write
+    if config.out.exists() and not config.out.is_dir():
+        raise BadInput(f"out: {config.out} is a file; give a folder")
+    found = sorted((config.out / "checkpoints").glob("*.ckpt"), key=_step_of) if config.out.exists() else []
+    if config.resume:
+        return str(found[-1]) if found else None
+    if config.out.exists() and any(config.out.iterdir()):
+        raise BadInput(f"out: {config.out} is not empty; give a new folder, or resume to go on with the run in it")
+    return None
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.rsplit("=", 1)[-1])
+
+
+def _prepare(config: TrainConfig) -> Run:
+    cls = lookup("solvers", config.solver)
+    if "llm" not in cls.backends:
+        raise BadInput(f"{config.solver} runs on tables only; nlhf-zoo list shows which solvers train language models")
+    solver = configure(config.solver, **{**cls.practical, **config.solver_options})
+    prompts = read_prompts(config.prompts, column=config.prompt_column, split=config.prompt_split)
+    tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
+    if config.eval_prompts is None:
+        prompts, held_out = _split(prompts, config.eval_size, config.seed)
+    else:
+        held_out = read_prompts(config.eval_prompts, column=config.prompt_column, split=config.prompt_split)
+    oracles = {"training": _oracle(config.oracle, config.oracle_options)}
+    if config.eval_oracle is not None:
+        oracles["held_out"] = _oracle(config.eval_oracle, config.eval_oracle_options)
+    student, reference = (
+        load_causal_lm(path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+        for path in (config.model, config.reference or config.model)
+    )
+    if config.gradient_checkpointing:
+        student.gradient_checkpointing_enable()
+    decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature)
+    pool = NetworkPool(student, reference.eval(), tokenizer, decoding)
+    game = Game(oracles["training"], pool.policy(reference), config.beta)
+    solver.init(game, pool.policy())  # refuses a game it cannot play, before anything is written
+    return Run(
+        config, solver, oracles, _texts(prompts, tokenizer, config), _texts(held_out, tokenizer, config), pool, game
+    )
+
+
+def _oracle(name: str, options: Mapping[str, Any]) -> PreferenceOracle:
+    factory = lookup("oracles", name)
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise BadInput(f"oracle {name}: {error}; see nlhf-zoo list") from None
+
+
+def _split(prompts: Sequence[Prompt], size: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    if len(prompts) < 2:
+        raise BadInput("one prompt alone cannot be split into training and held-out prompts; give --eval-prompts")
+    size = min(size, len(prompts) // 2)
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [prompts[i] for i in order[size:]], [prompts[i] for i in order[:size]]
+
+
+def _texts(prompts: Sequence[Prompt], tokenizer: Any, config: TrainConfig) -> tuple[PromptText, ...]:
+    rendered = render_prompts(prompts, tokenizer, chat=config.chat)
+    return tuple(PromptText(text, _judged(prompt)) for text, prompt in zip(rendered, prompts, strict=True))
+
+
+def _judged(prompt: Prompt) -> str:
+    """What a judge reads of a prompt: a single user message as it is, a longer chat as a transcript."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _trainer(config: TrainConfig, run: Run) -> Trainer:
+    checkpoints = ModelCheckpoint(
+        dirpath=config.out / "checkpoints",
+        filename="{step}",
+        monitor="step",
+        mode="max",
+        save_top_k=config.keep_checkpoints,
+        every_n_train_steps=config.checkpoint_every,
+        save_on_train_epoch_end=False,
+    )
+    callbacks: list[Callback] = [checkpoints, TQDMProgressBar(), _Evaluate(run)]
+    if config.logger != "none":
+        callbacks.append(LearningRateMonitor("step"))
+    return Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=config.strategy,
+        precision=config.precision,  # type: ignore[arg-type]  # checked by Lightning, whose list grows
+        max_steps=config.steps,
+        max_epochs=-1,
+        gradient_clip_val=config.max_grad_norm or None,
+        log_every_n_steps=config.log_every,
+        logger=_logger(config),
+        callbacks=callbacks,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=config.out,
+    )
+
+
+def _logger(config: TrainConfig) -> Any:
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    kinds = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}
+    if config.logger == "none":
+        return False
+    return kinds[config.logger](save_dir=config.out, name="logs", version="")
+
+
+class _Evaluate(Callback):
+    """The oracle's audit at the start, and the evaluation on held-out prompts every so many batches."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.every = run, run.config.eval_every
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.global_step == 0:
+            assert isinstance(pl_module, NashTraining)
+            found = _audit(self.run, pl_module)
+            _write(self.run.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not self.every or trainer.global_step % self.every or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, NashTraining)
+        figures, _mine, _theirs = _evaluate(self.run, pl_module)
+        for name, estimate in figures["win_rate"].items():
+            pl_module.log(f"eval/win_rate_{name}", estimate["mean"], rank_zero_only=True)
+        pl_module.log("eval/kl_to_reference", figures["kl_to_reference"]["mean"], rank_zero_only=True)
+        pl_module.log("eval/length", float(figures["length"]), rank_zero_only=True)
+
+
+def _audit(run: Run, module: NashTraining) -> dict[str, Any]:
+    """What the training oracle says of pairs of the reference's own answers; warnings are logged."""
+    reference = module.pool.policy(module.pool.reference)
+    config = run.config
+    first, second = (
+        answer(reference, reference, run.held_out, seed=config.seed + shift, batch_size=config.eval_batch_size)
+        for shift in (2, 3)
+    )
+    pairs = [i for i, (a, b) in enumerate(zip(first.texts, second.texts, strict=True)) if a != b]
+    if not pairs:
+        logger.warning("the reference gave equal answers to every held-out prompt: there is nothing to prefer")
+        return {"pairs": 0}
+    judged = [run.held_out[i].judged for i in pairs]
+    found = audit(run.oracles["training"], judged, [first.texts[i] for i in pairs], [second.texts[i] for i in pairs])
+    for warning in found.warnings:
+        logger.warning("%s", warning)
+    return _plain(attrs.asdict(found))
+
+
+def _evaluate(run: Run, module: NashTraining) -> tuple[dict[str, Any], Answers, Answers]:
+    reference = module.pool.policy(module.pool.reference)
+    config = run.config
+    policy = module.current
+    return report(
+        policy, reference, run.held_out, run.oracles, seed=config.seed + 11, batch_size=config.eval_batch_size
+    )
+
+
+def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
+    figures, mine, theirs = _evaluate(run, module)
+    if run.config.show_samples:
+        rows = [
+            {"prompt": prompt.judged, "reference": reference, "policy": text}
+            for prompt, reference, text in zip(mine.prompts, theirs.texts, mine.texts, strict=True)
+        ][: run.config.show_samples]
+        _write(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    policy = module.current
+    save_folder(out / "policy", policy.network, policy.tokenizer, {})
+    audited = out / "audit.json"
+    return {
+        **figures,
+        "audit": json.loads(audited.read_text()) if audited.exists() else None,
+        "policy": str(out / "policy"),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Paths, mappings and tuples as YAML and JSON have them."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

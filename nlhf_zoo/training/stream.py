@@ -1,0 +1,65 @@
+"""Prompts in a seeded order, as a function of the batch number alone: so a run resumes anywhere."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+import torch
+from lightning.pytorch import LightningDataModule
+
+__all__ = ["PromptData", "PromptText", "prompt_order"]
+
+
+@attrs.frozen
+class PromptText:
+    """One prompt: what the model reads, and what a judge reads."""
+
+    rendered: str
+    judged: str
+
+
+def prompt_order(count: int, seed: int, start: int, length: int) -> list[int]:
+    """Entries `start` to `start + length` of an endless sequence that passes through all prompts, reshuffled each time."""
+    order: list[int] = []
+    position = start
+    while len(order) < length:
+        epoch, offset = divmod(position, count)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        shuffled = torch.randperm(count, generator=generator).tolist()
+        taken = shuffled[offset : offset + length - len(order)]
+        order += taken
+        position += len(taken)
+    return order
+
+
+class PromptData(LightningDataModule):
+    """Batches of `batch_size` prompts a process; each batch carries its number, from which all its draws are seeded."""
+
+    def __init__(self, prompts: Sequence[PromptText], batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.prompts, self.batch_size, self.seed = prompts, batch_size, seed
+
+    def train_dataloader(self) -> Any:
+        return _Batches(self)
+
+    def batch(self, number: int) -> tuple[int, tuple[PromptText, ...]]:
+        world = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        start = (number * world + rank) * self.batch_size
+        order = prompt_order(len(self.prompts), self.seed, start, self.batch_size)
+        return number, tuple(self.prompts[i] for i in order)
+
+
+class _Batches:
+    """An endless loader that begins where the trainer stands."""
+
+    def __init__(self, data: PromptData) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[tuple[int, tuple[PromptText, ...]]]:
+        trainer = self.data.trainer
+        start = 0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches
+        return (self.data.batch(number) for number in itertools.count(start))
