@@ -22,9 +22,11 @@ TOKENIZER = byte_tokenizer()
 TEXTS = st.text(max_size=12)
 PAIRWISE = PairwiseModelOracle(small_judge(TOKENIZER, hidden=32, layers=2, heads=2, seed=1), TOKENIZER, max_length=96)
 REWARD = RewardModelOracle(small_judge(TOKENIZER, hidden=32, layers=2, heads=2, seed=2), TOKENIZER, max_length=96)
-# A freshly drawn head is near 0; judges that are near 1/2 on everything would make these tests weak.
+# Freshly drawn weights are small; judges that are near 1/2 on everything would make these tests weak.
 for _oracle in (PAIRWISE, REWARD):
-    _oracle.scorer.model.score.weight.data.mul_(30)
+    for _weight in _oracle.scorer.model.parameters():
+        if _weight.ndim == 2:
+            _weight.data.mul_(8)
 
 COLUMNS = (
     ["Where?", "Where?", "A much longer prompt than the others, to be padded against", "", "Why so?"],

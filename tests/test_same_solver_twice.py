@@ -80,7 +80,7 @@ def pair(letters: int, length: int, ends: bool) -> Pair:
         PROMPTS,
         steps=40,
         responses=responses,
-        tolerance=1e-7,
+        tolerance=1e-6,
         optimizer=lambda parameters: torch.optim.LBFGS(
             parameters,
             max_iter=100,
@@ -156,19 +156,25 @@ def _copy(network, seed: int):
     return student
 
 
+@pytest.mark.parametrize("on_policy", [True, False], ids=["first batch", "later batch"])
 @pytest.mark.parametrize("size", SIZES[:2], ids=str)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_sampled_gradient_is_unbiased(name: str, size: tuple[int, int, bool]) -> None:
+def test_sampled_gradient_is_unbiased(name: str, size: tuple[int, int, bool], on_policy: bool) -> None:
     """Mean of sampled gradients along 4 fixed directions, within 5 standard errors of the exact one.
 
-    Normal tails put a false alarm at 6e-7 a direction, 3e-5 over all cases of this test. The mixture of
-    nash_md is sampled token by token, which is the sequence-level mixture for one token only.
+    Normal tails put a false alarm at 6e-7 a direction, 6e-5 over all cases of this test. The mixture of
+    nash_md is sampled token by token, which is the sequence-level mixture for one token only. In the first
+    batch of an update the student is its start: self-play and dropped anchors take their short cuts.
     """
     if name == "nash_md" and size[1] > 1:
         pytest.skip("token-level and sequence-level mixtures differ beyond one token, by construction")
     case = pair(*size)
     _, update = propose(name, case)
-    student = attrs.evolve(case.policy, network=_copy(case.policy.network, seed=7))
+    if on_policy:
+        student = update.start
+        student.network.requires_grad_(True)
+    else:
+        student = attrs.evolve(case.policy, network=_copy(case.policy.network, seed=7))
     parameters = list(student.network.parameters())
     responses, prompts = case.policy.inner.responses, case.policy.encode(PROMPTS)
     generator = torch.Generator().manual_seed(3)
@@ -204,8 +210,8 @@ def test_inner_loop_ends_at_the_closed_form(name: str, size: tuple[int, int, boo
     mine, other = propose(name, case)
     exact = mine.start.improve(mine, case.table).policy
     got = case.policy.improve(attrs.evolve(other, steps=None), case.model).policy
-    assert float(kl_divergence(exact.log_probs, case.tables(got)).max()) <= 1e-9
-    assert float(span(exact.log_probs, case.tables(got)).max()) <= 1e-3
+    assert float(kl_divergence(exact.log_probs, case.tables(got)).max()) <= 1e-7
+    assert float(span(exact.log_probs, case.tables(got)).max()) <= 3e-3
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "nash_mp practical"])
@@ -217,6 +223,6 @@ def test_same_sequence_of_policies(name: str) -> None:
     while mine.step < 3:
         mine, other = advance(case.table, solver, mine), advance(case.model, solver, other)
         assert (mine.step, mine.phase) == (other.step, other.phase)
-        assert float(kl_divergence(mine.current.log_probs, case.tables(other.current)).max()) <= 1e-8
+        assert float(kl_divergence(mine.current.log_probs, case.tables(other.current)).max()) <= 1e-6
     if name != "exact_prox":  # implicit updates spend as many queries as their inner loop needs
         assert mine.queries == other.queries

@@ -81,6 +81,8 @@ class LanguagePolicy(Policy):
         finally:
             for network, training in modes:
                 network.train(training)
+            # Autocast keeps the casts that it made without gradients, and would hand them to the training pass.
+            torch.clear_autocast_cache()
         return TokenResponses(tokens, mask, decode(tokens, mask, self.tokenizer))
 
     def log_prob(

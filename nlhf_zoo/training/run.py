@@ -134,7 +134,7 @@ def _prepare(config: TrainConfig) -> Run:
         for path in (config.model, config.reference or config.model)
     )
     if config.gradient_checkpointing:
-        student.gradient_checkpointing_enable()
+        student.activation_checkpointing_enable()
     decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature)
     pool = NetworkPool(student, reference.eval(), tokenizer, decoding)
     game = Game(oracles["training"], pool.policy(reference), config.beta)

@@ -1,0 +1,238 @@
+"""Training through Lightning: five solvers, real processes, and a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from nlhf_zoo import BadInput
+from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
+from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.run import train
+from nlhf_zoo.training.stream import prompt_order
+
+COMMAND = Path(sys.executable).with_name("nlhf-zoo")
+
+
+def many_letters(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    """Prefers more letters a-j, smoothly."""
+    counts = [[sum(c in "abcdefghij" for c in text) for text in side] for side in (first, second)]
+    return torch.sigmoid((torch.tensor(counts[0]) - torch.tensor(counts[1])).double() / 2).tolist()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model and a file of prompts."""
+    path = tmp_path_factory.mktemp("training")
+    tokenizer = byte_tokenizer()
+    small_llama(tokenizer, hidden=32, layers=1, heads=2, seed=0).save_pretrained(path / "lm")
+    tokenizer.save_pretrained(path / "lm")
+    rows = [json.dumps({"prompt": f"say {i}:"}) for i in range(24)]
+    (path / "prompts.jsonl").write_text("\n".join(rows))
+    return path
+
+
+def settings(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": str(folder / "lm"),
+        "prompts": str(folder / "prompts.jsonl"),
+        "oracle": "callable",
+        "oracle_options": {"function": "tests.test_training:many_letters"},
+        "out": str(out),
+        "steps": 4,
+        "batch_size": 4,
+        "num_samples": 3,
+        "beta": 0.01,
+        "max_new_tokens": 6,
+        "learning_rate": 1e-3,
+        "accelerator": "cpu",
+        "eval_size": 8,
+        "logger": "csv",
+        **changes,
+    }
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "policy" / "model.safetensors")
+
+
+RUNS = {
+    "nash_mp": {},
+    "nash_mp literal": {"solver_options": {"kappa": None, "eta": None}, "inner_steps": 2},
+    "nash_md": {},
+    "online_dpo": {},
+    "online_ipo": {},
+    "exact_prox": {"inner_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_solver_trains(name: str, folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "run"
+    result = train(TrainConfig(**settings(folder, out, solver=name.split()[0], **RUNS[name])))
+    assert result["steps"] == 4
+    # Self-play judges each of the 3 pairs of a prompt once; another opponent is met 3 times: 4 batches of 4.
+    assert result["queries"] == 4 * 4 * 3
+    assert result["win_rate"]["training"]["low"] <= result["win_rate"]["training"]["mean"]
+    assert json.loads((out / "result.json").read_text())["kl_to_reference"] == result["kl_to_reference"]
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 8
+    model = AutoModelForCausalLM.from_pretrained(out / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(out / "policy")
+    assert model.generate(**tokenizer("say 3:", return_tensors="pt"), max_new_tokens=3, do_sample=False).shape[1] > 6
+    before = load_file(folder / "lm" / "model.safetensors")
+    assert any(not torch.equal(before[key], value) for key, value in weights(out).items())
+    assert TrainConfig(**yaml.safe_load((out / "config.yaml").read_text())).steps == 4
+
+
+def test_training_improves_the_win_rate(folder: Path, tmp_path: Path) -> None:
+    config = settings(folder, tmp_path / "run", steps=60, learning_rate=1e-2, batch_size=8, eval_size=12)
+    result = train(TrainConfig(**config))
+    assert result["win_rate"]["training"]["mean"] > 0.75
+    assert result["kl_to_reference"]["mean"] > 0.1
+
+
+def test_same_config_same_weights(folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train(TrainConfig(**settings(folder, tmp_path / name, steps=3)))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def command(folder: Path, out: Path, **changes: Any) -> list[str]:
+    config = out.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(settings(folder, out, **changes)))
+    return [str(COMMAND), "train", "--config", str(config), "--json"]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=200)
+
+
+def kill_after(arguments: list[str], checkpoints: Path, step: int, wait: float) -> int:
+    """Start a run, SIGKILL it `wait` seconds after the checkpoint of `step` appears; the newest step on disk."""
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(int(p.stem.split("=")[1]) >= step for p in checkpoints.glob("step=*.ckpt")):
+            time.sleep(wait)
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return max(int(p.stem.split("=")[1]) for p in checkpoints.glob("step=*.ckpt"))
+
+
+def killed_and_resumed(folder: Path, tmp_path: Path, kills: int, **changes: Any) -> None:
+    chance = random.Random(5)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    length = {"steps": 14, "checkpoint_every": 1, **changes}
+    done = run(command(folder, whole, **length))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    reached = 0
+    for kill in range(kills):
+        arguments = command(folder, broken, **length, resume=kill > 0)
+        least = reached + chance.randint(1, max(1, (14 - reached) // (kills - kill + 1)))
+        reached = kill_after(arguments, broken / "checkpoints", least, chance.uniform(0, 0.2))
+    assert 0 < reached < 14, "the run was over before it could be killed"
+    assert not (broken / "policy").exists()
+    again = run(command(folder, broken, **length, resume=True))
+    assert again.returncode == 0, again.stderr[-2000:]
+
+    first, second = json.loads(done.stdout), json.loads(again.stdout)
+    for key in ("queries", "tokens_generated", "solver_steps", "win_rate", "kl_to_reference"):
+        assert first[key] == second[key], key
+    one, two = weights(whole), weights(broken)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_killed_run_resumes_to_identical_weights(folder: Path, tmp_path: Path) -> None:
+    killed_and_resumed(folder, tmp_path, kills=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Two phases of three batches each: most kills fall inside an update.
+        {"solver": "nash_mp", "solver_options": {"kappa": None, "eta": None}, "inner_steps": 3},
+        {"solver": "nash_md"},
+        {"solver": "nash_mp", "warmup_steps": 5, "weight_decay": 0.1, "checkpoint_every": 3},
+    ],
+    ids=str,
+)
+def test_killed_thrice(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    killed_and_resumed(folder, tmp_path, kills=3 if changes.get("checkpoint_every") is None else 1, **changes)
+
+
+def test_bf16_autocast_trains(folder: Path, tmp_path: Path) -> None:
+    """Generation under no_grad must not leave weights without gradient in autocast's cache."""
+    result = train(TrainConfig(**settings(folder, tmp_path / "run", precision="bf16-mixed", steps=2)))
+    before = load_file(folder / "lm" / "model.safetensors")
+    after = weights(tmp_path / "run")
+    assert result["steps"] == 2
+    assert all(not torch.equal(before[key], value) for key, value in after.items() if "proj" in key)
+
+
+def test_gradient_checkpointing_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    for name, on in (("off", False), ("on", True)):
+        train(TrainConfig(**settings(folder, tmp_path / name, steps=2, gradient_checkpointing=on)))
+    off, on = weights(tmp_path / "off"), weights(tmp_path / "on")
+    assert all(torch.allclose(off[key], on[key], atol=1e-6) for key in off)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "no/such/folder/here"}, "no/such/folder/here"),
+        ({"solver": "nash_pm"}, "nash_mp"),
+        ({"solver_options": {"etta": 1}}, "etta"),
+        ({"oracle": "calable"}, "callable"),
+        ({"oracle_options": {"function": "no.such.module:f"}}, "no.such.module"),
+        ({"prompts": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"prompt_column": "question"}, "question"),
+        ({"beta": 0.0}, "beta"),
+        ({"steps": 0}, "steps"),
+        ({"num_samples": 1}, "num_samples"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
+)
+def test_bad_settings_are_named_and_write_nothing(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        train(TrainConfig(**settings(folder, tmp_path / "run", **changes)))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match="not empty"):
+        train(TrainConfig(**settings(folder, tmp_path / "run")))
+
+
+def test_prompt_order_visits_all_before_any_again() -> None:
+    order = prompt_order(10, seed=3, start=0, length=30)
+    assert all(sorted(order[i : i + 10]) == list(range(10)) for i in (0, 10, 20))
+    assert order[:10] != order[10:20]
+    assert prompt_order(10, seed=3, start=7, length=11) == order[7:18]
