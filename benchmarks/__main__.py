@@ -1,0 +1,33 @@
+"""`python -m benchmarks [NAME] [its options]`; without a name, those that need nothing but this machine are run."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+BENCHMARKS = {
+    "start_up": "how long --help, list and import take, beside torch's own import",
+    "gpu_check": "a batched solve and an LLM run on a GPU in float32 and bf16, against the CPU",
+    "hh_harmless": "Nash-MP and Online DPO on real preferences (needs the data file; minutes)",
+}
+UNATTENDED = ("start_up", "gpu_check")
+
+
+def main() -> int:
+    if len(sys.argv) > 1 and sys.argv[1] in BENCHMARKS:
+        name, sys.argv = sys.argv[1], [f"benchmarks {sys.argv[1]}", *sys.argv[2:]]
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        return 0
+    if len(sys.argv) > 1:
+        listed = "\n".join(f"  {name:<12} {what}" for name, what in BENCHMARKS.items())
+        print(f"usage: python -m benchmarks [NAME]\n{listed}", file=sys.stderr)
+        return 0 if sys.argv[1] in ("-h", "--help") else 2
+    for name in UNATTENDED:
+        print(f"== {name}: {BENCHMARKS[name]}")
+        sys.argv = [f"benchmarks {name}"]
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
