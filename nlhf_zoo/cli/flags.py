@@ -1,0 +1,283 @@
+"""From an options class to flags and back: command line over config file over defaults, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from nlhf_zoo.cli.config_files import read_config, scalar
+from nlhf_zoo.cli.verb import Verb
+from nlhf_zoo.errors import BadInput
+
+__all__ = ["Asked", "described", "read", "saved", "typed"]
+
+
+@attrs.frozen
+class Asked:
+    """What the command line asks for: an instance of the verb's options class, and whether as JSON."""
+
+    options: Any
+    json: bool
+
+
+def read(verb: Verb, argv: list[str]) -> Asked | None:
+    """The options of a verb; `None` where `--help` was asked for, and printed.
+
+    Raises:
+        BadInput: an unknown flag or key, a value that does not fit, a required one that is missing.
+    """
+    parser = _parser(verb)
+    try:
+        given = _parsed(verb, parser, _with_negative_numbers(argv))
+    except SystemExit:  # how argparse ends after --help
+        return None
+    as_json = given.pop("json", False)
+    values: dict[str, Any] = {}
+    for path in given.pop("config", None) or []:
+        _lay_over(values, _from_config(verb, parser, path))
+    _lay_over(values, given)
+    _require(verb, values)
+    try:
+        return Asked(verb.options(**values), as_json)
+    except BadInput:
+        raise
+    except (TypeError, ValueError) as error:  # attrs' own validators
+        raise BadInput(f"{error.args[0] if error.args else error}") from None
+
+
+def saved(options: Any) -> dict[str, Any]:
+    """The options as plain values, those apart that only say where the answer goes."""
+    return attrs.asdict(options, filter=lambda field, _: field.metadata.get("saved", True))
+
+
+def described(cls: type) -> dict[str, str]:
+    """Field -> text, from the Attributes section of a class's docstring."""
+    lines = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+    section = re.split(r"\n(?=\S)", lines, maxsplit=1)[0]
+    found = re.findall(r"^    (\w+): ((?:.|\n(?! {4}\w|\n))*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    """Pass where the values fit the type hints that go by the same names.
+
+    Raises:
+        BadInput: one does not; the message begins with `where`.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    for name in values.keys() & hints.keys():
+        try:
+            parser.add_argument(f"--{name}", type=hints[name])
+        except ValueError:  # a hint that jsonargparse does not know: the class itself will judge
+            continue
+        try:
+            parser.parse_object({name: values[name]}, defaults=False)
+        except (argparse.ArgumentError, TypeError, ValueError):
+            raise BadInput(f"{where}: {name} must be {_words(hints[name])}, got {values[name]!r}") from None
+
+
+class _Assign(argparse.Action):
+    """KEY=VALUE, one or several, gathered over repeated flags."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        gathered = dict(getattr(namespace, self.dest, None) or {})
+        for text in values:
+            key, equals, value = text.partition("=")
+            if not equals or not key:
+                raise BadInput(f"{option_string} takes KEY=VALUE, got {text!r}")
+            gathered[key] = scalar(value)
+        setattr(namespace, self.dest, gathered)
+
+
+def _flag(verb: Verb, field: str) -> str:
+    return verb.flags.get(field, "--" + field.replace("_", "-"))
+
+
+def _parser(verb: Verb) -> ArgumentParser:
+    what = f" {verb.positional.upper()}" if verb.positional else ""
+    parser = ArgumentParser(
+        prog=f"nlhf-zoo {verb.name}",
+        usage=f"nlhf-zoo {verb.name}{what} [--flag VALUE ...]",
+        description=f"{verb.summary[0].upper()}{verb.summary[1:]}.\n\n{verb.description}".strip(),
+        epilog=f"example:\n{verb.example.rstrip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
+    texts, hints = described(verb.options), typing.get_type_hints(verb.options)
+    for field in attrs.fields(verb.options):
+        _add(parser, verb, field, hints[field.name], texts.get(field.name, ""))
+    if verb.configurable:
+        parser.add_argument(
+            "--config",
+            type=str,
+            action="append",
+            metavar="FILE",
+            help="YAML file of options, by the names above with _ for -; flags go before it, wherever they stand",
+        )
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
+    return parser
+
+
+def _add(parser: ArgumentParser, verb: Verb, field: attrs.Attribute[Any], hint: Any, text: str) -> None:
+    text = text if text.endswith("...") else text.removesuffix(".")
+    default = None
+    if field.default is attrs.NOTHING:
+        text = f"{text} (required)"
+    elif hint is bool or isinstance(field.default, str | int | float):
+        default = field.default
+        text = f"{text} (default: {'on' if default is True else 'off' if default is False else default})"
+    if field.name == verb.positional:
+        parser.add_argument(field.name, nargs="?", help=text)
+        return
+    options: dict[str, Any] = {"dest": field.name, "default": default, "help": text}
+    if hint is bool:
+        parser.add_argument(_flag(verb, field.name), action=ActionYesNo(no_prefix="no-"), **options)
+    elif typing.get_origin(hint) is Mapping or hint is Mapping:
+        parser.add_argument(_flag(verb, field.name), action=_Assign, nargs="+", metavar="KEY=VALUE", **options)
+    else:
+        parser.add_argument(_flag(verb, field.name), type=hint, metavar=_placeholder(hint), **options)
+
+
+def _placeholder(hint: Any) -> str:
+    kinds = _alternatives(hint)
+    if typing.get_origin(kinds[0]) is Literal:
+        return "{" + ",".join(map(str, typing.get_args(kinds[0]))) + "}"
+    return {int: "N", float: "X", str: "TEXT"}.get(kinds[0], "PATH") if len(kinds) == 1 else "VALUE"
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return [kind for kind in (typing.get_args(hint) if union else (hint,)) if kind is not types.NoneType]
+
+
+def _words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    words: list[str] = []
+    for kind in _alternatives(hint):
+        if typing.get_origin(kind) is Literal:
+            words.append("one of " + ", ".join(map(str, typing.get_args(kind))))
+        else:
+            words.append(names.get(kind) or getattr(kind, "__name__", str(kind)).lower())
+    return " or ".join(words)
+
+
+def _with_negative_numbers(argv: list[str]) -> list[str]:
+    # argparse takes -1e-3 for a flag; written as --flag=-1e-3 it is a value.
+    joined: list[str] = []
+    for token in argv:
+        before = joined[-1] if joined else ""
+        if re.match(r"-\.?\d", token) and before.startswith("--") and "=" not in before:
+            joined[-1] = f"{before}={token}"
+        else:
+            joined.append(token)
+    return joined
+
+
+def _parsed(verb: Verb, parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
+    try:
+        namespace = parser.parse_args(argv, defaults=False)
+    except argparse.ArgumentError as error:
+        raise BadInput(_explained(verb, str(error))) from None
+    given = {key: value for key, value in vars(namespace).items() if value is not None}
+    for key, value in given.items():
+        _finite(_flag(verb, key), value)
+    return given
+
+
+def _explained(verb: Verb, message: str) -> str:
+    help_ = f"see nlhf-zoo {verb.name} --help"
+    if message.startswith("unrecognized arguments: "):
+        first = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        if not first.startswith("-"):
+            return f"unexpected argument {first!r}; {help_}"
+        name = first.partition("=")[0]
+        known = [*(_flag(verb, f.name) for f in attrs.fields(verb.options)), "--config", "--json", "--help"]
+        near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
+        return f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else help_)
+    if match := re.match(r"argument (\S+?)(?:/\S+)?: (.*)", message):
+        if "expected one argument" in match[2] or "expected at least one" in match[2]:
+            return f"{match[1]} needs a value; {help_}"
+        if "ignored explicit argument" in match[2]:
+            return f"{match[1]} takes no value"
+        return f"{match[1]}: {match[2]}"
+    if match := re.match(r'Parser key "(\w+)":', message):
+        return _misfit(verb, match[1], _flag(verb, match[1]), message)
+    return " ".join(message.split())
+
+
+def _misfit(verb: Verb, field: str, called: str, message: str) -> str:
+    hint = typing.get_type_hints(verb.options).get(field)
+    value = re.search(r"(?:Got|Given) value: (.*)", message, flags=re.DOTALL)
+    if hint is None or value is None:
+        return f"{called}: {message.partition(':')[2]}"
+    return f"{called} must be {_words(hint)}, got {value[1].strip()!r}"
+
+
+def _from_config(verb: Verb, parser: ArgumentParser, path: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(verb.options)
+    names = {_flag(verb, field).removeprefix("--").replace("-", "_"): field for field in hints}
+    names |= {field: field for field in hints}
+    values: dict[str, Any] = {}
+    for key, value in read_config(path).items():
+        field = names.get(key.replace("-", "_"))
+        if field is None:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"see nlhf-zoo {verb.name} --help"
+            raise BadInput(f"{path}: unknown key {key!r}; {hint}")
+        if field in values:
+            raise BadInput(f"{path}: {key!r} is there twice, once as {field!r}; drop one")
+        values[field] = _config_value(verb, parser, path, field, value)
+    return values
+
+
+def _config_value(verb: Verb, parser: ArgumentParser, path: str, field: str, value: Any) -> Any:
+    hint = typing.get_type_hints(verb.options)[field]
+    if typing.get_origin(hint) is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise BadInput(f"{path}: {field} must be a mapping of names to values, got {value!r}")
+        return dict(value)
+    if value is None:
+        if types.NoneType in typing.get_args(hint):
+            return None
+        raise BadInput(f"{path}: {field} must be {_words(hint)}, got null; drop the line for the default")
+    if hint is bool and not isinstance(value, bool):
+        raise BadInput(f"{path}: {field} must be true or false, got {value!r}")
+    try:
+        checked = parser.parse_object({field: value}, defaults=False)[field]
+    except argparse.ArgumentError as error:
+        raise BadInput(f"{path}: {_misfit(verb, field, field, str(error))}") from None
+    _finite(f"{path}: {field}", checked)
+    return checked
+
+
+def _finite(called: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(f"{called} must be a finite number, got {value}")
+
+
+def _lay_over(values: dict[str, Any], upper: Mapping[str, Any]) -> None:
+    for key, value in upper.items():
+        if isinstance(value, Mapping):
+            values[key] = {**values.get(key, {}), **value}
+        else:
+            values[key] = value
+
+
+def _require(verb: Verb, values: Mapping[str, Any]) -> None:
+    missing = [f.name for f in attrs.fields(verb.options) if f.default is attrs.NOTHING and values.get(f.name) is None]
+    if missing:
+        names = [name.upper() if name == verb.positional else _flag(verb, name) for name in missing]
+        where = ", or a --config that has it" if verb.configurable else ""
+        raise BadInput(f"{verb.name} needs {', '.join(names)}{where}; see nlhf-zoo {verb.name} --help")
