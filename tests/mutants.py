@@ -1,5 +1,9 @@
 """Broken solvers, each with one mistake that people make, and the property that has to find it."""
 
+# What is wrong here is wrong on purpose, and tables are taken for granted.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportArgumentType=false, reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import random
@@ -441,9 +445,10 @@ class SinglePrecisionInside(Rounded):
 
 
 @mutant("stays-normalised-and-finite")
-class SinglePrecisionOutside(Rounded):
-    def made(self, log_probs):
-        return TabularPolicy(log_probs.float())
+class SinglePrecisionOutside(MP):
+    def accept(self, game, state, outcome):
+        after = super().accept(game, state, outcome)
+        return after if after.phase else state.next(current=TabularPolicy(outcome.policy.log_probs.float()))
 
 
 @mutant("stays-normalised-and-finite")

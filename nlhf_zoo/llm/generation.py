@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nlhf_zoo.llm.forward import forward
+
 __all__ = ["generate", "mixed_log_probs"]
 
 
@@ -68,9 +70,7 @@ def generate(
     caches: list[Any] = []
     logits: list[Tensor] = []
     for network in networks:
-        out = network(
-            input_ids=prompts, attention_mask=mask, position_ids=position, use_cache=True, logits_to_keep=1
-        )
+        out = forward(network, prompts, mask, position, use_cache=True, keep=1)
         out.cache.batch_repeat_interleave(num_samples)
         caches.append(out.cache)
         logits.append(out.logits[:, -1].repeat_interleave(num_samples, 0))
@@ -102,9 +102,7 @@ def generate(
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
         logits = []
         for network, cache in zip(networks, caches, strict=True):
-            out = network(
-                input_ids=drawn, attention_mask=mask, position_ids=next_position, cache=cache, use_cache=True
-            )
+            out = forward(network, drawn, mask, next_position, cache=cache, use_cache=True)
             logits.append(out.logits[:, -1])
         next_position = next_position + 1
     shape = (prompts.shape[0], num_samples, length)

@@ -50,9 +50,7 @@ class InnerLoop:
     responses: TokenResponses | None = None
     tolerance: float = 0.0
 
-    def run(
-        self, policy: CausalLMPolicy, update: Update, game: Game, generator: torch.Generator | None
-    ) -> Outcome:
+    def run(self, policy: CausalLMPolicy, update: Update, game: Game, generator: torch.Generator | None) -> Outcome:
         """A copy of `policy` after the steps; `policy` itself is left as it is."""
         before = game.oracle.queries
         student = attrs.evolve(policy, network=copy.deepcopy(policy.network).requires_grad_(True))

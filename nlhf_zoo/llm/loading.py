@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["load_causal_lm", "load_tokenizer"]
 
 
-def load_causal_lm(model: str, *, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+def load_causal_lm(
+    model: str, *, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
     """A causal language model; weights in pickle format are refused.
 
     Raises:

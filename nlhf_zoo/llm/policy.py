@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, Policy, Update
+from nlhf_zoo.llm.forward import forward
 from nlhf_zoo.llm.generation import generate, mixed_log_probs
 from nlhf_zoo.llm.tokens import (
     Decoding,
@@ -105,10 +106,7 @@ class LanguagePolicy(Policy):
         mask = torch.cat([batch.mask.repeat_interleave(count, 0), kept], 1)[:, :-1].long()
         position = (mask.cumsum(-1) - 1).clamp_min(0)
         logits = [
-            network(
-                input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False, logits_to_keep=width
-            ).logits
-            for network, _ in self.parts
+            forward(network, ids, mask, position, use_cache=False, keep=width).logits for network, _ in self.parts
         ]
         log_probs = mixed_log_probs(logits, [w for _, w in self.parts], self.decoding.temperature, self._allowed())
         chosen = log_probs.gather(-1, answer.unsqueeze(-1)).squeeze(-1)

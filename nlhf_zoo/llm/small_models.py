@@ -139,6 +139,8 @@ def judge_from(language_model: Any, *, seed: int, dropout: float = 0.0) -> Any:
 
     values = {**language_model.config.to_dict(), "num_labels": 1, "attention_dropout": dropout}
     model_type = values.pop("model_type")
+    for names in ("id2label", "label2id"):
+        values.pop(names, None)  # those of the language model say two labels
     with _seeded(seed):
         judge = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model_type, **values))
     judge.base_model.load_state_dict(language_model.base_model.state_dict())

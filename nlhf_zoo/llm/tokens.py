@@ -115,7 +115,9 @@ def encode_prompts(
     rows = [_prompt_ids(text, tokenizer)[-decoding.max_prompt_tokens :] for text in texts]
     empty = next((i for i, row in enumerate(rows) if not row), None)
     if empty is not None:
-        raise BadInput(f"prompt {empty} has no tokens, and the tokenizer no beginning-of-sequence token to stand for it")
+        raise BadInput(
+            f"prompt {empty} has no tokens, and the tokenizer no beginning-of-sequence token to stand for it"
+        )
     width = max(len(row) for row in rows)
     tokens = torch.full((len(rows), width), padding_id(tokenizer), dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)

@@ -14,8 +14,9 @@ __all__ = ["von_neumann_winner"]
 def von_neumann_winner(oracle: EnumerableOracle) -> TabularPolicy:
     """A policy that no response beats: max_y P(y > pi) <= 1/2. Responses outside its support have -inf.
 
-    The linear programme is solved by HiGHS (through scipy), and its vertex made exact on its support. Where
-    several policies are optimal, one of them is returned. Batched games are solved one by one.
+    A response that nobody beats is optimal alone, and is taken where there is one (the first of several).
+    Otherwise the linear programme is solved by HiGHS (through scipy), and its vertex made exact on its
+    support. Where several policies are optimal, one of them is returned. Batched games are solved one by one.
 
     Raises:
         ArithmeticError: HiGHS failed.
@@ -30,6 +31,9 @@ def _winner(matrix: Tensor) -> Tensor:
     import numpy as np
     from scipy.optimize import linprog
 
+    unbeaten = torch.nonzero(matrix.amin(-1) >= 0.5)
+    if len(unbeaten):
+        return torch.zeros_like(matrix[0]).index_fill_(0, unbeaten[0], 1.0)
     size = matrix.shape[-1]
     skew = (matrix - 0.5).numpy()
     # Variables x (the policy) and t (what the best response wins over 1/2): minimise t with skew x <= t.

@@ -27,15 +27,15 @@ class TrainConfig:
 
     Attributes:
         model: hub id or folder of a causal language model in transformers format; where training starts.
-        reference: the same for pi_ref; the starting model unless given.
+        reference: hub id or folder of the reference model; the starting model unless given.
         tokenizer: hub id or folder; the model's own unless given.
         solver: registered name of a solver.
-        solver_options: its hyperparameters; begun from those its paper uses on language models.
+        solver_options: the solver's hyperparameters; begun from those its paper uses on language models.
         beta: strength of the regularisation towards the reference.
         oracle: registered name of the judge trained against.
-        oracle_options: its keyword arguments.
+        oracle_options: keyword arguments of the judge trained against.
         eval_oracle: a second, held-out judge for the evaluation; none unless given.
-        eval_oracle_options: its keyword arguments.
+        eval_oracle_options: keyword arguments of the held-out judge.
         prompts: file (jsonl, json, csv, parquet, txt), folder, or hub id of a data set of prompts.
         prompt_column: column that holds the prompt, a text or a list of chat messages.
         prompt_split: split of a data set.
@@ -48,8 +48,8 @@ class TrainConfig:
         max_prompt_tokens: longer prompts lose their beginning.
         max_new_tokens: longest response.
         temperature: of sampling; it is part of the policy, for log-probabilities too.
-        learning_rate: of AdamW, after `warmup_steps` of linear warm-up.
-        warmup_steps: see there.
+        learning_rate: of AdamW, after its warm-up.
+        warmup_steps: batches over which the learning rate rises from 0.
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 leaves them alone.
         gradient_checkpointing: recompute activations in the backward pass, for memory.

@@ -21,6 +21,8 @@ REMARKS = (
     # Short runs log at the end.
     r".*The number of training batches .* is smaller than the logging interval.*",
 )
+# Lightning 2.6 uses what torch 2.13 deprecates; nobody who runs a fit can mend it.
+DEPRECATED = r".*isinstance\(treespec, LeafSpec\).*"
 TIPS = ("Tip: For seamless cloud", "GPU available:", "TPU available:", "`Trainer.fit` stopped:")
 
 
@@ -38,6 +40,7 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             for remark in REMARKS:
                 warnings.filterwarnings("ignore", message=remark)
+            warnings.filterwarnings("ignore", message=DEPRECATED, category=FutureWarning)
             yield
     finally:
         for logger in loggers:

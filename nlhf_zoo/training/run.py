@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     }
     if trainer.is_global_zero:
         result |= _finish(run, module, out)
-        _write(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        result = _plain(result)
+        _write(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     trainer.strategy.barrier()
     return result
 
@@ -283,11 +285,13 @@ def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Paths, mappings and tuples as YAML and JSON have them."""
+    """Paths, mappings, tuples and numbers as YAML and JSON have them."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no number for it
     return str(value) if isinstance(value, Path) else value
 
 

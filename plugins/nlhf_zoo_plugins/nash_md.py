@@ -38,7 +38,7 @@ class NashMD(Solver):
 
     def __attrs_post_init__(self) -> None:
         if self.eta is not None and self.mixing is not None:
-            raise BadInput("eta and mixing = eta * beta say the same thing; give one of them")
+            raise BadInput("eta and mixing = eta * beta say the same thing; set the other to null (train sets mixing)")
 
     @property
     def guarantees(self) -> tuple[Guarantee, ...]:

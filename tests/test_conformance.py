@@ -1,0 +1,295 @@
+"""The conformance kit itself: what it finds, how small, how repeatably, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nlhf_zoo import BadInput, Guarantee, Solver, Update
+from nlhf_zoo.drive import configure
+from nlhf_zoo.testing import (
+    PROPERTIES,
+    Case,
+    Skip,
+    Violation,
+    check_property,
+    check_solver,
+    conformance_test,
+    falsify,
+    properties,
+    strategies,
+)
+from nlhf_zoo.testing.measure import readings
+from nlhf_zoo.testing.statistics import FALSE_ALARM, expectation_refuted, probability_refuted
+from tests.mutants import MP, MUTANTS, UniformInsteadOfReference
+
+pytest_plugins = ["pytester"]
+
+FIRST_PARTY = ("nash_mp", "nash_md", "online_ipo", "online_dpo", "exact_prox")
+RPS = Case(matrix=[[0.5, 1.0, 0.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.5]], reference=[0.0, -1.0, -2.0], steps=4)
+
+
+@pytest.mark.parametrize("name", FIRST_PARTY)
+def test_first_party_solvers_pass(name: str) -> None:
+    report = check_solver(name, examples=10)
+    assert report.passed, [(r.name, r.detail) for r in report.results if r.status == "failed"]
+    assert [r.name for r in report.results] == list(PROPERTIES)
+    assert report["stays-normalised-and-finite"].status == "passed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "hyperparameters"),
+    [
+        ("nash_mp", {"kappa": 0.3, "eta": 0.5}),
+        ("nash_mp", {"eta": 0.01}),
+        ("nash_md", {"mixing": 0.125}),
+        ("nash_md", {"eta": 0.05}),
+        ("online_ipo", {"eta": 0.05}),
+        ("exact_prox", {"eta": 1.0}),
+    ],
+)
+def test_first_party_solvers_pass_at_other_hyperparameters(name: str, hyperparameters: dict[str, float]) -> None:
+    report = check_solver(configure(name, **hyperparameters), examples=40)
+    assert report.passed, [(r.name, r.detail) for r in report.results if r.status == "failed"]
+
+
+def test_a_counterexample_is_small_and_round() -> None:
+    result = check_property(UniformInsteadOfReference(), "target-is-a-fixed-point")
+    assert result.status == "failed"
+    assert result.counterexample is not None
+    found = _inputs(result.counterexample)["case"]
+    assert found.size == 2
+    assert found.beta == 1.0
+    assert found.steps == 1
+    assert all(round(x, 2) == x for row in found.matrix for x in row)
+
+
+def _inputs(program: str) -> dict[str, Any]:
+    # The last line raises; all before it makes the inputs.
+    scope: dict[str, Any] = {}
+    exec(program.rpartition("properties.")[0], scope)
+    return scope
+
+
+@pytest.mark.parametrize(
+    "name", ["BetaHalved", "FavoursTheFirstResponse", "BatchUsesTheFirstReference", "HalfForgotten"]
+)
+def test_a_counterexample_is_a_program_that_raises(name: str) -> None:
+    solver, prop = MUTANTS[name]
+    result = check_property(solver, prop, examples=30)
+    assert result.counterexample is not None
+    with pytest.raises(Violation) as raised:
+        exec(result.counterexample, {})
+    assert str(raised.value) == result.detail
+
+
+def test_a_report_is_the_same_for_the_same_seed() -> None:
+    names = ["each-step-meets-its-recursion", "counts-every-query", "twins-share-their-mass"]
+    one, two = (check_solver(MP(), examples=15, seed=7, properties=names) for _ in range(2))
+    assert one.results == two.results
+    broken = [check_property(MUTANTS["BetaFixed"][0], MUTANTS["BetaFixed"][1], seed=3) for _ in range(2)]
+    assert broken[0] == broken[1]
+
+
+def test_progress_is_told_for_each_property() -> None:
+    told: list[tuple[str, int, int]] = []
+    names = list(PROPERTIES)[:3]
+    check_solver(MP(), examples=2, properties=names, progress=lambda *step: told.append(step))
+    assert told == [(name, i, 3) for i, name in enumerate(names)]
+
+
+def test_bad_input_is_one_line() -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: check_solver("nash_pm"),
+        lambda: check_solver("nash_mp", examples=0),
+        lambda: check_solver("nash_mp", properties=["is-nice"]),
+        lambda: falsify("nash_mp", examples=0),
+        lambda: Guarantee(metric="kl", bound=None, certainty="probability", source="x"),
+    ]
+    for call in calls:
+        with pytest.raises(BadInput) as raised:
+            call()
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_what_does_not_apply_says_why() -> None:
+    report = check_solver(
+        configure("nash_mp", kappa=0.3),
+        examples=2,
+        properties=["last-iterate-meets-its-bound", "loss-is-antisymmetric", "follows-its-formula"],
+    )
+    assert [r.status for r in report.results] == ["not applicable"] * 3
+    assert report["last-iterate-meets-its-bound"].detail == "the solver declares no guarantee"
+
+
+@attrs.frozen
+class Picky(MP):
+    """Refuses all games but those with beta = 0.1, and is exempt, in writing, from one property."""
+
+    exempt: ClassVar[dict[str, str]] = {"twins-share-their-mass": "its partners are drawn uniformly, twins count twice"}
+
+    def init(self, game, policy):
+        if game.beta != 0.1:
+            raise BadInput("beta must be 0.1")
+        return super().init(game, policy)
+
+
+def test_a_refused_game_is_no_failure_and_an_exemption_is_shown() -> None:
+    assert check_property(Picky(), "stays-normalised-and-finite", examples=40).status == "passed"
+    refused = check_property(Picky(), "large-beta-gives-the-reference", examples=5)
+    assert refused.status == "not applicable"
+    assert "beta must be 0.1" in refused.detail
+    assert "twins count twice" in check_property(Picky(), "twins-share-their-mass").detail
+
+
+@attrs.frozen
+class Noisy(Solver):
+    """Mirror steps of 1/k on sampled payoffs, with a claim about their distance at the end."""
+
+    name = "noisy"
+    summary = "sampled self-play with a decaying step"
+    allowed: float = 1.0
+    certainty: str = "expectation"
+
+    @property
+    def guarantees(self):
+        delta = 0.1 if self.certainty == "probability" else 0.0
+
+        def bound(n, game, initial=None):
+            return torch.tensor(self.allowed, dtype=torch.float64)
+
+        return (
+            Guarantee(metric="kl", bound=bound, certainty=self.certainty, delta=delta, source="made up"),  # type: ignore[arg-type]
+        )
+
+    def propose(self, game, state):
+        weight = game.beta * (state.step + 1)
+        return Update(
+            start=state.current, opponent=state.current, anchors=[(game.reference, game.beta), (state.current, weight)]
+        )
+
+    def accept(self, game, state, outcome):
+        return state.next(current=outcome.policy)
+
+
+@pytest.mark.parametrize("certainty", ["expectation", "probability"])
+def test_a_claim_under_sampling_is_refuted_or_stands(certainty: str) -> None:
+    wide, tight = Noisy(50.0, certainty), Noisy(1e-7, certainty)
+    assert check_property(wide, "sampled-runs-meet-their-bound", examples=20).status == "passed"
+    refuted = check_property(tight, "sampled-runs-meet-their-bound", examples=20)
+    assert refuted.status == "failed"
+    assert "the chance of this is" in refuted.detail
+    assert check_property(tight, "last-iterate-meets-its-bound").status == "not applicable"
+
+
+def test_statistical_tests_hold_their_level() -> None:
+    """2,000 samples under a true claim, at a level of 5%: between 2% and 8% alarms (4 standard errors)."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(2000, 40, generator=generator, dtype=torch.float64) + 1
+    rate = sum(expectation_refuted(row.tolist(), 1.0) < 0.05 for row in normal) / 2000
+    assert 0.02 < rate < 0.08
+    skewed = torch.randn(2000, 40, generator=generator, dtype=torch.float64).square()
+    assert sum(expectation_refuted(row.tolist(), 1.0) < 0.05 for row in skewed) / 2000 < 0.05
+    assert probability_refuted(0, 40, 0.1) == 1.0
+    assert probability_refuted(4, 40, 0.1) > 0.4
+    assert probability_refuted(25, 40, 0.1) < FALSE_ALARM
+
+
+@attrs.frozen
+class Averaging(MP):
+    """Claims of the average iterate what holds of the last one."""
+
+    @property
+    def guarantees(self):
+        return tuple(attrs.evolve(g, iterate="average", recursion=None) for g in super().guarantees)
+
+
+def test_average_and_last_iterate_are_told_apart() -> None:
+    assert check_property(Averaging(), "last-iterate-meets-its-bound").status == "not applicable"
+    assert check_property(Averaging(), "average-iterate-meets-its-bound").status == "failed"
+
+
+def test_a_bound_per_query_counts_queries() -> None:
+    per_query = attrs.evolve(
+        MP().guarantees[0], per="query", bound=lambda n, game, initial=None: torch.tensor(float(n))
+    )
+    found = readings(MP(), per_query, attrs.evolve(RPS, start=[0.0, 0.0, 0.0]))
+    assert [reading.bound for reading in found] == [2.0, 4.0, 6.0, 8.0]
+
+
+def test_a_guarantee_from_the_reference_is_not_tried_elsewhere() -> None:
+    at_home = attrs.evolve(MP().guarantees[0], start="reference")
+    assert readings(MP(), at_home, RPS)
+    with pytest.raises(Skip):
+        readings(MP(), at_home, attrs.evolve(RPS, start=[0.0, 0.0, 0.0]))
+
+
+def test_falsify_refutes_a_false_claim_and_measures_a_true_one() -> None:
+    (true, step) = falsify("nash_mp", examples=60, seed=1)
+    assert not true.violated
+    assert 0.8 < true.ratio <= 1
+    assert step.claim == "kl, each step"
+    (false,) = falsify(MUTANTS["ClaimsTwiceTheRate"][0], examples=60)
+    assert false.violated
+    assert false.ratio > 1
+    assert falsify("online_dpo", examples=5) == ()
+
+
+@settings(max_examples=100, database=None, deadline=None)
+@given(strategies.cases(elsewhere=True))
+def test_cases_are_games(case: Case) -> None:
+    game = case.game()
+    assert case.first().log_probs.shape == (case.size,)
+    assert 1e-4 <= game.beta <= 10
+    assert bool(torch.isfinite(case.first().log_probs).all())
+
+
+@settings(max_examples=50, database=None, deadline=None)
+@given(st.data())
+def test_every_kind_is_a_preference_matrix(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(list(strategies.KINDS)))
+    matrix = torch.tensor(data.draw(strategies.matrices(kinds=[kind])), dtype=torch.float64)
+    assert bool(((matrix >= 0) & (matrix <= 1)).all())
+    assert float((matrix + matrix.T - 1).abs().max()) < 1e-9
+
+
+def test_importing_the_library_or_its_pytest_plugin_brings_in_no_hypothesis() -> None:
+    program = "import sys, nlhf_zoo, nlhf_zoo.testing.pytest_plugin; sys.exit('hypothesis' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+test_three_lines = conformance_test("nash_md", properties=["starts-at-the-given-policy", "counts-every-query"])
+
+
+def test_the_pytest_plugin_names_the_property(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from nlhf_zoo_plugins.nash_mp import NashMP
+        from nlhf_zoo.testing import conformance_test
+
+        class Ahead(NashMP):
+            def init(self, game, policy):
+                return super().init(game, game.reference)
+
+        names = ["starts-at-the-given-policy", "loss-is-antisymmetric", "counts-every-query"]
+        test_conformance = conformance_test(Ahead(), properties=names)
+        """
+    )
+    ran = pytester.runpytest("-rA", "--nlhf-examples", "20", "--nlhf-seed", "3")
+    ran.assert_outcomes(passed=1, failed=1, skipped=1)
+    ran.stdout.fnmatch_lines(["*test_conformance?starts-at-the-given-policy?*", "*pi_0 = policy*", "*(seed 3)*"])
+
+
+def test_properties_can_be_called_by_hand() -> None:
+    properties.permuting_responses_permutes_the_result(MP(), RPS, order=[2, 0, 1])
+    with pytest.raises(Violation, match="step 1"):
+        properties.permuting_responses_permutes_the_result(MUTANTS["FavoursTheFirstResponse"][0], RPS, order=[2, 0, 1])
