@@ -1,6 +1,8 @@
-"""The regularised equilibrium to machine precision: damped Newton, with mirror prox to fall back on."""
+"""The regularised equilibrium to machine precision: damped Newton, with proximal point to fall back on."""
 
 from __future__ import annotations
+
+import copy
 
 import attrs
 import torch
@@ -15,8 +17,8 @@ from nlhf_zoo.tabular.winner import von_neumann_winner
 __all__ = ["EquilibriumReport", "NotConverged", "equilibrium", "find_equilibrium"]
 
 _MOST_NEWTON = 12
-_RESCUE_STEPS = 200
-_MOST_RESCUES = 20
+_MOST_PROXIMAL = 500
+_SHORTEST_STRIDE = 1.25
 
 
 class NotConverged(ArithmeticError):
@@ -31,7 +33,7 @@ class EquilibriumReport:
         policy: the equilibrium, (..., Y).
         duality_gap: (...) what it reaches.
         newton_steps: linear systems solved, over all stages of the continuation.
-        rescues: times that Newton made no headway and mirror prox took over.
+        rescues: proximal point steps taken, where the path of equilibria was too crooked to follow.
     """
 
     policy: TabularPolicy
@@ -58,7 +60,8 @@ def find_equilibrium(game: Game, tol: float = 1e-10) -> EquilibriumReport:
     Solves r(z) = z - log pi_ref - P softmax(z) / beta = 0 modulo constants. The Jacobian
     I - (P - 1/2) Cov / beta is never singular, whatever the game: Cov is positive semi-definite and
     P - 1/2 is skew, so their product has an imaginary spectrum. The path of equilibria is followed from
-    beta = 1 down: a tangent step predicts, damped Newton corrects, and the stride adapts.
+    beta = 1 down: a tangent step predicts, damped Newton corrects, and the stride adapts. Where the path is too
+    crooked, the exact proximal point method takes over, which converges from anywhere.
     """
     if not isinstance(game.divergence, ReverseKL):
         raise BadInput(f"equilibrium() knows the reverse KL only, not {type(game.divergence).__name__}")
@@ -103,19 +106,18 @@ class _Payoffs:
         jacobian = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - cov / beta
         return torch.linalg.solve(jacobian, -r.unsqueeze(-1)).squeeze(-1)
 
-    def mirror_prox(self, z: Tensor, beta: float, steps: int) -> Tensor:
-        for _ in range(steps):
-            centre = beta * self.log_reference + 0.5 * z
-            half = ((self.of(z) + centre) / (beta + 0.5)).log_softmax(-1)
-            z = ((self.of(half) + centre) / (beta + 0.5)).log_softmax(-1)
-        return z
+    def held_at(self, log_reference: Tensor) -> _Payoffs:
+        """The same payoffs with another reference."""
+        other = copy.copy(self)
+        other.log_reference = log_reference
+        return other
 
 
 def _follow_path(payoffs: _Payoffs, goal: float) -> tuple[Tensor, int, int]:
     """From a large beta, where one Newton step is nearly enough, down to `goal`; (z, systems solved, rescues)."""
-    beta, factor, rescues = max(goal, 1.0), 8.0, 0
+    beta, factor = max(goal, 1.0), 8.0
     z = payoffs.log_reference.expand(payoffs.shape).clone()
-    z, steps, done = _newton(payoffs, z, beta, rough=beta > goal)
+    z, steps, _ = _newton(payoffs, z, beta, rough=beta > goal)
     while beta > goal:
         smaller = max(goal, beta / factor)
         # The tangent of the path in 1 / beta: differentiate z = log pi_ref + u(z) / beta.
@@ -124,14 +126,36 @@ def _follow_path(payoffs: _Payoffs, goal: float) -> tuple[Tensor, int, int]:
         steps += used + 1
         if done:
             z, beta, factor = trial, smaller, min(factor * 2, 64.0)
-        elif factor > 1.02:
+        elif factor > _SHORTEST_STRIDE:
             factor = factor**0.5
         else:
-            rescues += 1
-            z = payoffs.mirror_prox(z, smaller, _RESCUE_STEPS)
-            if rescues > _MOST_RESCUES:
-                break
-    return z, steps, rescues
+            z, used, rescues = _proximal(payoffs, z, goal)
+            return z, steps + used, rescues
+    return z, steps, 0
+
+
+def _proximal(payoffs: _Payoffs, z: Tensor, beta: float) -> tuple[Tensor, int, int]:
+    """The exact proximal point method, each of its games solved by Newton; (z, systems solved, proximal steps).
+
+    A step contracts KL(equilibrium || pi) by 1 / (1 + eta) whatever eta > 0 is (`exact_prox`), and its game, of
+    coefficient beta (1 + 1/eta), is as easy as a small eta makes it: eta grows while Newton succeeds.
+    """
+    eta, steps = 1.0, 0
+    for step in range(_MOST_PROXIMAL):
+        weight = beta * (1 + 1 / eta)
+        centre = (payoffs.log_reference + z / eta) / (1 + 1 / eta)
+        trial, used, done = _newton(payoffs.held_at(centre), z, weight, rough=True)
+        steps += used
+        if not done:
+            eta /= 8
+            continue
+        z, eta = trial, min(eta * 4, 1e3)
+        if bool((payoffs.residual(z, beta).abs().amax(-1) <= 1).all()):
+            polished, used, done = _newton(payoffs, z, beta, rough=False)
+            steps += used
+            if done:
+                return polished, steps, step + 1
+    return z, steps, _MOST_PROXIMAL
 
 
 def _newton(payoffs: _Payoffs, z: Tensor, beta: float, rough: bool) -> tuple[Tensor, int, bool]:
