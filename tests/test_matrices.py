@@ -488,3 +488,7 @@ def test_real_matrices_are_what_their_readme_says(name: str):
     others_beaten = (read.probabilities > 0.5).sum(1)
     assert bool((others_beaten == responses - 1).any()) is condorcet
     assert strict_three_cycles(read.probabilities) == cycles
+
+
+def test_nested_lists_keep_double_precision() -> None:
+    assert float(check_probabilities([[0.5, 0.9], [0.1, 0.5]])[0, 1]) == 0.9

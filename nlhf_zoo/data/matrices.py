@@ -143,7 +143,8 @@ def check_probabilities(
 
 def _as_float64(matrix: Any, where: str) -> Tensor:
     try:
-        tensor = torch.as_tensor(matrix)
+        # Nested lists hold Python's doubles; torch alone would round them to float32.
+        tensor = torch.as_tensor(matrix, dtype=None if hasattr(matrix, "dtype") else torch.float64)
         if tensor.is_complex():
             raise TypeError("complex numbers")
     except (TypeError, ValueError, RuntimeError) as error:

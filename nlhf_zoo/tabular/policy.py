@@ -47,7 +47,8 @@ def enumerable(game: Game) -> EnumerableOracle:
 
 
 def _log_probabilities(value: Any) -> Tensor:
-    logits = torch.as_tensor(value)
+    # Lists hold Python's doubles; torch alone would round them to float32.
+    logits = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     logits = logits if logits.is_floating_point() else logits.double()
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise BadInput("a tabular policy needs log-probabilities of shape (..., Y) with Y >= 1")
