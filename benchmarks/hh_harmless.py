@@ -5,8 +5,9 @@ tokenizer learns from the first half; a small Llama is fitted to the chosen resp
 fitted to the preferences of the first half and judge B to those of the second, both starting from the Llama's
 weights. Solvers then train against judge A, and judge B, which they never met, has its say beside it.
 
-The rows are offensive by design: this script prints and writes numbers, models and settings, never a row. The
-two prompt files that `nlhf-zoo train` needs lie in the work folder and nowhere else.
+The rows are offensive by design: this script prints numbers and never a row, and asks training for no samples.
+The two prompt files that training needs lie in the work folder and nowhere else. An interrupted run goes on where
+it stopped when it is started again.
 
     python benchmarks/hh_harmless.py --work runs/hh_harmless
     python benchmarks/hh_harmless.py --work runs/hh_harmless --solver nash_mp --steps 200
@@ -18,6 +19,7 @@ import argparse
 import gzip
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -208,9 +210,11 @@ def training_config(solver: str, args: argparse.Namespace) -> Any:
         warmup_steps=min(10, args.steps),
         accelerator=args.accelerator,
         eval_size=args.eval_prompts,
+        show_samples=0,
         logger="csv",
         seed=args.seed,
         out=args.work / solver,
+        resume=True,
     )
 
 
@@ -321,7 +325,12 @@ def parser() -> argparse.ArgumentParser:
     add("--work", type=Path, required=True, help="folder for models, settings and figures")
     add("--seed", type=int, default=0)
     add("--test-share", type=float, default=0.2, help="share of the opening questions that nothing is fitted to")
-    add("--solver", action="append", help=f"train with this one; may be repeated (default: {', '.join(SOLVERS)})")
+    add(
+        "--solver",
+        action="append",
+        choices=SOLVERS,
+        help=f"train with this one; may be repeated (default: {', '.join(SOLVERS)})",
+    )
     add("--fit-only", action="store_true", help="stop after the three fits")
     add("--refit", action="store_true", help="fit anew where --work already holds models")
     add("--accelerator", default="cpu", help="as Lightning's")
@@ -350,6 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = args.work / "models.json"
         if args.refit or not models.is_file():
             parts = read_parts(data_file(), args.seed, args.test_share)
+            # What was trained against other models must not be resumed.
+            for solver in SOLVERS:
+                shutil.rmtree(args.work / solver, ignore_errors=True)
             write_text(models, json.dumps(fit_models(parts, args), indent=2))
         measured = json.loads(models.read_text())
         measured["solvers"] = {}

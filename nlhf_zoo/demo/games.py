@@ -88,14 +88,15 @@ def _tidy(name: str, seed: int, result: Result) -> list[dict[str, Any]]:
     return [{"solver": name, "seed": seed, **{key: row[key] for key in kept}} for row in result.history]
 
 
-def tune(names: Sequence[str], queries: int, progress: Progress = lambda _: None) -> dict[str, Solver]:
-    """Each solver with the step size that ends at the least duality gap on games which the comparison never plays.
+def tune(names: Sequence[str], queries: int, progress: Progress = lambda _: None) -> dict[str, float]:
+    """Each solver's step size eta, out of `ETAS`, with the least duality gap at the end of two games of their own.
 
+    The comparison's games, while its seeds stay below a thousand, are not among them.
     A step size that a solver refuses on these games is passed over.
     """
     games = [low_rank_game(seed) for seed in TUNING_SEEDS]
     targets = [equilibrium(game) for game in games]
-    best: dict[str, Solver] = {}
+    best: dict[str, float] = {}
     for name in names:
         scores: dict[float, float] = {}
         for eta in ETAS:
@@ -109,5 +110,5 @@ def tune(names: Sequence[str], queries: int, progress: Progress = lambda _: None
                 continue
             scores[eta] = max(run.history[-1]["duality_gap"] for run in runs)
             progress(f"{name}, eta {eta:g}")
-        best[name] = configure(name, eta=min(scores, key=lambda eta: scores[eta]))
+        best[name] = min(scores, key=lambda eta: scores[eta])
     return best

@@ -28,6 +28,8 @@ __all__ = [
     "judge",
     "kind_matrix",
     "kind_of",
+    "leaning",
+    "preference",
     "respond",
     "second_judge",
     "split_prompts",
@@ -135,8 +137,11 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _leaning(text: str) -> tuple[float, ...]:
-    """How much of each kind a text is, (3,) >= 0, sum <= 1; two different words of a kind make it wholly that."""
+def leaning(text: str) -> tuple[float, ...]:
+    """How much of each kind a text is: three numbers >= 0 in the order of `KINDS`, sum <= 1.
+
+    Two different words of a kind, and none of another, make a text wholly that.
+    """
     found = {word for word in _words(text) if word in _KIND_OF_WORD}
     counts = [sum(_KIND_OF_WORD[word] == kind for word in found) for kind in KINDS]
     return tuple(count / max(2, len(found)) for count in counts)
@@ -144,9 +149,9 @@ def _leaning(text: str) -> tuple[float, ...]:
 
 def kind_of(text: str) -> str | None:
     """The kind that dominates a text, or `None` where none does."""
-    leaning = _leaning(text)
-    best = max(leaning)
-    return None if best == 0 or leaning.count(best) > 1 else list(KINDS)[leaning.index(best)]
+    mine = leaning(text)
+    best = max(mine)
+    return None if best == 0 or mine.count(best) > 1 else list(KINDS)[mine.index(best)]
 
 
 def fluency(prompt: str, text: str) -> float:
@@ -166,21 +171,28 @@ def _logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def _preference(log_odds: float) -> float:
-    """sigma(log_odds), such that _preference(x) + _preference(-x) is 1 to the last bit."""
+def _sigmoid(log_odds: float) -> float:
+    """sigma(log_odds), such that _sigmoid(x) + _sigmoid(-x) is 1 to the last bit."""
     # 1 - p is exact for p in [1/2, 1], so the smaller of the two is computed from the larger.
     high = 0.5 + 0.5 * math.tanh(abs(log_odds) / 2)
     return high if log_odds >= 0 else 1.0 - high
 
 
-def _log_odds(prompt: str, first: str, second: str, strength: float, weight: float) -> float:
-    a, b, order = _leaning(first), _leaning(second), list(KINDS)
-    total = weight * (fluency(prompt, first) - fluency(prompt, second))
+def preference(
+    leaning_a: Sequence[float],
+    fluency_a: float,
+    leaning_b: Sequence[float],
+    fluency_b: float,
+    strength: float = 1.0,
+    weight: float = _FLUENCY_WEIGHT,
+) -> float:
+    """P(a > b) of two answers from all that the judge sees of them: how much of each kind, and how fluent."""
+    order, log_odds = list(KINDS), weight * (fluency_a - fluency_b)
     for (winner, loser), rate in CYCLE.items():
         i, j = order.index(winner), order.index(loser)
         # Every term changes its sign, and nothing else, when the two answers change places.
-        total += strength * _logit(rate) * (a[i] * b[j] - a[j] * b[i])
-    return total
+        log_odds += strength * _logit(rate) * (leaning_a[i] * leaning_b[j] - leaning_a[j] * leaning_b[i])
+    return _sigmoid(log_odds)
 
 
 def _judge(
@@ -190,8 +202,11 @@ def _judge(
 
     if not len(prompts) == len(first) == len(second):
         raise BadInput(f"a judge needs as many prompts as answers, got {len(prompts)}, {len(first)} and {len(second)}")
-    rows = zip(prompts, first, second, strict=True)
-    return torch.tensor([_preference(_log_odds(*row, strength, weight)) for row in rows], dtype=torch.float64)
+    values = [
+        preference(leaning(a), fluency(prompt, a), leaning(b), fluency(prompt, b), strength, weight)
+        for prompt, a, b in zip(prompts, first, second, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def judge(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:

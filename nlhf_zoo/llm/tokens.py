@@ -148,7 +148,7 @@ def encode_responses(
     rows: list[list[int]] = []
     for text in (text for row in texts for text in row):
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
-        rows.append((ids + [int(end)] if ends else ids)[: decoding.max_new_tokens])  # type: ignore[arg-type]
+        rows.append(([*ids, int(end)] if ends else ids)[: decoding.max_new_tokens])  # type: ignore[arg-type]
     width = max(1, *(len(row) for row in rows))
     tokens = torch.full((len(rows), width), padding_id(tokenizer), dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)

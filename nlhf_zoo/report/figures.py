@@ -92,20 +92,23 @@ def _clip(values: Sequence[float]) -> list[float]:
 
 
 def lines(
-    ink: Palette, y_title: str, x_title: str, series: Mapping[str, Sequence[tuple[float, float]]]
+    ink: Palette, y_title: str, x_title: str, series: Mapping[str, Sequence[tuple[float, float]]], percent: bool
 ) -> dict[str, Any]:
     """Plain curves on linear axes, one per name."""
+    form = ".1%" if percent else ".4~g"
     traces = [
         {
             "type": "scatter", "mode": "lines+markers", "group": name, "name": label(name),
             "x": [x for x, _ in points], "y": [y for _, y in points],
             "line": {"width": 2.4, "color": ink[name].colour},
             "marker": {"size": 6, "symbol": ink[name].marker, "color": ink[name].colour},
-            "hovertemplate": "<b>%{fullData.name}</b> %{y:.4~g}<br>at %{x:,}<extra></extra>",
+            "hovertemplate": f"<b>%{{fullData.name}}</b> %{{y:{form}}}<br>at %{{x:,}}<extra></extra>",
         }
         for name, points in series.items()
     ]  # fmt: skip
-    layout = {"xaxis": {"title": {"text": x_title}}, "yaxis": {"title": {"text": y_title}}}
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": x_title}}, "yaxis": {"title": {"text": y_title}}}
+    if percent:
+        layout["yaxis"]["tickformat"] = ".0%"
     return {"kind": "lines", "data": traces, "layout": layout}
 
 

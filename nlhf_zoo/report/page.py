@@ -113,8 +113,11 @@ class Report:
         note: str = "",
         x_title: str = "",
         y_title: str = "",
+        percent: bool = False,
     ) -> Report:
         """Plain curves on linear axes, one a group: rows hold the columns `x`, `y` and `group`.
+
+        With `percent`, y is a share in [0, 1] and is written as a percentage.
 
         Raises:
             BadInput: no row has both numbers.
@@ -126,8 +129,8 @@ class Report:
         if not series:
             raise BadInput(f"no row has both {x!r} and {y!r}; nothing to draw in {title!r}")
         series = {name: sorted(points) for name, points in series.items()}
-        figure = figures.lines(self._palette, y_title or y, x_title or x, series)
-        block = self._figure(title, figure, words.curves(series, x_title or x, y_title or y))
+        figure = figures.lines(self._palette, y_title or y, x_title or x, series, percent)
+        block = self._figure(title, figure, words.curves(series, x_title or x, y_title or y, percent))
         return self._section(title, note, f"<div data-controls>{self._controls(list(series), axes=False)}{block}</div>")
 
     def add_win_rates(

@@ -18,6 +18,7 @@ __all__ = [
     "distribution",
     "key",
     "matrix",
+    "reading",
     "win_rates",
 ]
 
@@ -32,7 +33,7 @@ _TARGETS = ((1e-2, "10⁻²"), (1e-4, "10⁻⁴"))
 
 def convergence(metric: str, measured: Sequence[Curve]) -> str:
     ends = sorted(measured, key=lambda curve: curve.median[-1])
-    parts = [f"{curve.solver} {_at_the_end(curve.median[-1])}" for curve in ends]
+    parts = [f"{curve.solver} {reading(curve.median[-1])}" for curve in ends]
     budgets = {number(curve.queries[-1]) for curve in measured}
     when = f"After {budgets.pop()} queries" if len(budgets) == 1 else "At the end of each run"
     median = "median " if any(curve.seeds > 1 for curve in measured) else ""
@@ -45,7 +46,8 @@ def _inline(metric: str) -> str:
     return {"duality_gap": "duality gap", "span_to_equilibrium": "span"}.get(metric, SHORT[metric])
 
 
-def _at_the_end(value: float) -> str:
+def reading(value: float) -> str:
+    """A measure for reading, without the digits that are only rounding."""
     return number(value) if value >= FLOOR else "below 10⁻¹⁶"
 
 
@@ -107,8 +109,9 @@ def _first_below(curve: Curve, target: float) -> float | None:
     return next((q for q, value in zip(curve.queries, curve.median, strict=True) if value <= target), None)
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str) -> str:
-    parts = [f"{name} from {number(points[0][1])} to {number(points[-1][1])}" for name, points in series.items()]
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str, percent: bool) -> str:
+    write = "{:.1%}".format if percent else number
+    parts = [f"{name} from {write(points[0][1])} to {write(points[-1][1])}" for name, points in series.items()]
     return f"{y_title}, first to last {x_title[:1].lower()}{x_title[1:]}: {', '.join(parts)}."
 
 

@@ -173,9 +173,7 @@ def _newton(payoffs: _Payoffs, z: Tensor, beta: float, rough: bool) -> tuple[Ten
     return z, _MOST_NEWTON, False
 
 
-def _search(
-    payoffs: _Payoffs, z: Tensor, r: Tensor, direction: Tensor, beta: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _search(payoffs: _Payoffs, z: Tensor, r: Tensor, direction: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Halve the step, game by game, until |r|^2 falls; returns the points, residuals, and which games moved."""
     value = r.square().sum(-1)
     length = torch.ones_like(value)

@@ -33,7 +33,7 @@ def solve_implicit(
         ArithmeticError: not converged within 100,000 iterations.
     """
     total = sum(weight for _, weight in anchors)
-    current = start
+    current, change = start, float("inf")
     for iteration in range(1, _MOST + 1):
         if total >= 0.5:
             new = divergence.improve(oracle.payoff(current.exp(), generator=generator), anchors)

@@ -108,8 +108,8 @@ class NetworkPool(nn.Module):
         if not isinstance(start, SlotPolicy):
             raise BadInput(f"{solver.name}: an update on a language model starts from a plain policy, not a mixture")
         outcome = self.policy()
-        survivors = [s for s in _slots(solver.accept(game, state, Outcome(outcome, QueryCount())).policies.values())]
-        needed = [s for s in survivors if s is not outcome]
+        after = solver.accept(game, state, Outcome(outcome, QueryCount()))
+        needed = [s for s in _slots(after.policies.values()) if s is not outcome]
         moved = start.network is not self.student
         if batches > 1 or moved:
             needed += _slots(update.policies)

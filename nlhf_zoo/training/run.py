@@ -227,7 +227,9 @@ class _Evaluate(Callback):
             found = _audit(self.run, pl_module)
             _write(self.run.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not self.every or trainer.global_step % self.every or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, NashTraining)

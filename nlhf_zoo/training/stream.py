@@ -22,7 +22,7 @@ class PromptText:
 
 
 def prompt_order(count: int, seed: int, start: int, length: int) -> list[int]:
-    """Entries `start` to `start + length` of an endless sequence that passes through all prompts, reshuffled each time."""
+    """Entries `start` to `start + length` of an endless sequence of passes through all prompts, each reshuffled."""
     order: list[int] = []
     position = start
     while len(order) < length:

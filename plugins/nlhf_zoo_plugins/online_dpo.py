@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from nlhf_zoo import TabularPolicy
 from nlhf_zoo.interfaces import EnumerableOracle, Game, Guarantee, Outcome, PairwiseLoss, Solver, State, Update
 from nlhf_zoo.registry import hookimpl
-from nlhf_zoo import TabularPolicy
 
 
 @attrs.frozen

@@ -53,7 +53,7 @@ class OnlineIPO(Solver):
         def small(game: Game) -> bool:
             # With mu = eta / (1 - eta beta) this is magnetic mirror descent of step mu, and needs mu <= 4 beta.
             product = self._eta(game) * game.beta
-            return product < 1 and self._eta(game) <= 4 * game.beta * (1 - product) * (1 + 1e-12)
+            return self.eta is None or (product < 1 and self._eta(game) <= 4 * game.beta * (1 - product))
 
         return (
             Guarantee(

@@ -1,0 +1,214 @@
+"""From the demo's numbers to its page: what to show, and what may be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from nlhf_zoo.demo import language
+from nlhf_zoo.demo.games import BETA, ETAS, RESPONSES, Play
+from nlhf_zoo.demo.language_play import LanguagePlay
+from nlhf_zoo.demo.tournament import expected_kinds, kind_shares, pairwise, pure_answers, wins
+from nlhf_zoo.intervals import wilson_interval
+from nlhf_zoo.report import Report
+from nlhf_zoo.report.convergence import METRICS, check_claims, claims
+from nlhf_zoo.report.markup import number
+from nlhf_zoo.report.words import reading
+
+__all__ = ["add_games", "add_language"]
+
+LEADER = "nash_mp"
+SHOWN_SAMPLES = 6
+
+
+def add_games(report: Report, proved: Play, tuned: Play, etas: Mapping[str, float], queries: int, seeds: int) -> None:
+    """The tabular sections: step sizes as proved, step sizes as tuned, the game itself."""
+    where = f"{seeds} low-rank games (rank 2, {RESPONSES} responses, β = {BETA:g}, uniform reference)"
+    _judge_games(report, proved, queries, "with the step sizes that theory gives")
+    _judge_bounds(report, proved)
+    report.add_convergence(
+        proved.rows,
+        proved.bounds,
+        title="Five solvers, step sizes as proved",
+        note=f"Five solvers on {where}, one a seed, each stopped at {queries:,} exact oracle queries. Every solver"
+        " runs with the step size that its theory asks for, so that its bound can be drawn over what it did.",
+    )
+    _judge_games(report, tuned, queries, "with tuned step sizes")
+    sizes = ", ".join(f"{name} {eta:g}" for name, eta in etas.items())
+    report.add_convergence(
+        tuned.rows,
+        tuned.bounds,
+        title="Five solvers, step sizes tuned",
+        note="The same games and the same count of queries. Each solver now has the step size out of"
+        f" {', '.join(f'{eta:g}' for eta in ETAS)} that did best on two other games: {sizes}.",
+    )
+    labels = [f"response {at}" for at in range(RESPONSES)]
+    probabilities = proved.equilibrium.probs.tolist()
+    oracle: Any = proved.game.oracle
+    report.add_matrix(
+        labels,
+        oracle.matrix().tolist(),
+        probabilities,
+        title="One of the games",
+        note="Who beats whom in the game of the first seed, responses in the order of their equilibrium probability.",
+    )
+    finals = {"equilibrium": probabilities}
+    finals |= {name: policy.probs.tolist() for name, policy in proved.finals.items() if name in (LEADER, "online_dpo")}
+    report.add_distribution(
+        labels,
+        finals,
+        title="Its equilibrium, and where two solvers ended",
+        note="The equilibrium is computed by Newton's method, independently of the solvers.",
+        most=12,
+    )
+
+
+def _judge_games(report: Report, play: Play, queries: int, how: str) -> None:
+    ends = {name: median(play.final(name, "duality_gap")) for name in play.finals}
+    others = [name for name in ends if name != LEADER]
+    nearest = min(others, key=lambda name: ends[name])
+    ahead = ends[LEADER] < ends[nearest]
+    compared = f"{reading(ends[LEADER])}, against {reading(ends[nearest])} of {nearest}, the best of the other four"
+    report.add_verdict(
+        f"Games, {how}: after {queries:,} queries Nash-MP's median duality gap is {compared}.",
+        "good" if ahead else "bad",
+    )
+
+
+def _judge_bounds(report: Report, play: Play) -> None:
+    checks = [check for metric in METRICS for check in check_claims(play.rows, claims(play.bounds, metric), metric)]
+    points, broken = sum(check.points for check in checks), sum(check.broken for check in checks)
+    names = ", ".join(dict.fromkeys(check.solver for check in checks))
+    outcome = (
+        f"{broken:,} of {points:,} measured iterates lie above" if broken else f"all {points:,} measured iterates obey"
+    )
+    report.add_verdict(
+        f"Games, with the step sizes that theory gives: {outcome} the bound that their solver claims ({names}).",
+        "bad" if broken else "good",
+    )
+
+
+def add_language(report: Report, play: LanguagePlay) -> None:
+    """The language-model sections: win rates, everyone against everyone, kinds, samples, cost."""
+    rows = _win_rows(play)
+    report.add_win_rates(
+        rows,
+        title="A language model: win rates against the reference",
+        note=f"A byte-level Llama of {play.fit.parameters:,} parameters, fitted to sentences that paint a place by its"
+        " light, its sounds or its movement, then trained against a judge for whom light beats sound, sound beats"
+        f" movement and movement beats light. Answers to {len(play.prompts)} prompts that it was never trained on."
+        f" Both solvers train with the same batches, learning rate and β = {play.scale.beta:g}."
+        " The second judge is never trained against. There can be no high win rate for everybody here: the game has"
+        " no best kind of answer, and the equilibrium's own strength is that nothing beats it.",
+    )
+    _judge_win_rates(report, rows)
+    _add_tournament(report, play)
+    _add_kinds(report, play)
+    if play.logs:
+        report.add_curves(
+            "Win rate while training",
+            play.logs,
+            x="step",
+            y="win_rate",
+            x_title="Training step",
+            y_title="Win rate against the reference",
+            percent=True,
+            note="Measured on the held-out prompts, one answer each, under the judge of the training: a rough figure,"
+            f" give or take {1 / len(play.prompts) ** 0.5:.0%}. The final figures above are from many more answers.",
+        )
+    report.add_samples(
+        _samples(play), title="Samples to read", note="The first answer of each policy; nothing was picked."
+    )
+    report.add_table(
+        "What the models cost",
+        ["Model", "Seconds"],
+        [[name, seconds] for name, seconds in play.seconds.items()],
+        note="The reference is fitted to examples of the language; on prompts that it never saw it needs"
+        f" {number(play.fit.held_out_loss)} nats a token. Each policy is then trained from it.",
+    )
+
+
+def _win_rows(play: LanguagePlay) -> list[dict[str, Any]]:
+    judges = {"the training's judge": language.judge, "second judge": language.second_judge}
+    rows = []
+    for name in play.trained:
+        for judge_name, judge in judges.items():
+            won, comparisons = wins(judge, play.prompts, play.answers[name], play.answers["reference"])
+            rows.append({"policy": name, "judge": judge_name, "wins": won, "comparisons": comparisons})
+    return rows
+
+
+def _judge_win_rates(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        if row["policy"] != LEADER or row["judge"] != rows[0]["judge"]:
+            continue
+        low, high = wilson_interval(row["wins"], row["comparisons"])
+        rate = row["wins"] / row["comparisons"]
+        report.add_verdict(
+            f"Language model: Nash-MP wins {rate:.1%} against the reference (95 % interval {low:.1%} to {high:.1%}).",
+            "good" if low > 0.5 else "bad",
+        )
+
+
+def _add_tournament(report: Report, play: LanguagePlay) -> None:
+    count = len(play.answers["reference"][0])
+    pure = {f"only {kind}": pure_answers(play.prompts, kind, count, seed=at) for at, kind in enumerate(language.KINDS)}
+    players = {**play.answers, **pure}
+    names, rates = list(players), pairwise(language.judge, play.prompts, players)
+    report.add_matrix(
+        names,
+        rates,
+        title="Everyone against everyone",
+        note="The rows “only …” are well-formed answers of one kind alone: the simplest opponents that could find a"
+        " policy's weak side. A policy at the equilibrium of the unregularised game would lose to none of them.",
+    )
+    worst = {
+        name: max((rates[names.index(rival)][names.index(name)], rival) for rival in pure) for name in play.answers
+    }
+    parts = [f"{name} {rate:.1%} ({rival})" for name, (rate, rival) in worst.items()]
+    least = min(play.answers, key=lambda name: worst[name][0])
+    report.add_verdict(
+        f"Language model, how often the worst pure opponent beats each policy: {', '.join(parts)}. Less is better;"
+        f" {least} is the least.",
+        "good" if least == LEADER else "bad",
+    )
+
+
+def _add_kinds(report: Report, play: LanguagePlay) -> None:
+    shares = {name: kind_shares(answers) for name, answers in play.answers.items()}
+    expected = expected_kinds(play.prompts, play.answers["reference"], play.scale.beta)
+    columns = [*language.KINDS, "other"]
+    report.add_distribution(
+        columns,
+        {"equilibrium": [expected[kind] for kind in columns]}
+        | {name: [share[kind] for kind in columns] for name, share in shares.items()},
+        title="Which kinds of answer each policy gives",
+        note="The equilibrium is that of the regularised game on the answers which the reference gives, computed"
+        " exactly; a policy that learns the game should come near it.",
+    )
+    distances = {name: sum(abs(share[k] - expected[k]) for k in columns) / 2 for name, share in shares.items()}
+    parts = [f"{name} {distance:.2f}" for name, distance in distances.items()]
+    nearest = min(distances, key=lambda name: distances[name])
+    report.add_verdict(
+        "Language model, distance of the kinds of answer from the equilibrium's (total variation, 0 to 1):"
+        f" {', '.join(parts)}. {nearest} is nearest.",
+        "good" if nearest == LEADER else "bad",
+    )
+
+
+def _samples(play: LanguagePlay) -> list[dict[str, Any]]:
+    samples = []
+    for at, prompt in enumerate(play.prompts[:SHOWN_SAMPLES]):
+        texts = {name: answers[at][0] for name, answers in play.answers.items()}
+        reference = texts["reference"]
+        remarks = {"reference": _kind(reference)}
+        for name in play.trained:
+            rate = float(language.judge([prompt], [texts[name]], [reference])[0])
+            remarks[name] = f"{_kind(texts[name])}; beats the reference's with {rate:.0%}"
+        samples.append({"prompt": prompt, "answers": texts, "remarks": remarks})
+    return samples
+
+
+def _kind(text: str) -> str:
+    return language.kind_of(text) or "mixed"

@@ -1,0 +1,187 @@
+"""`check_solver`: every property that applies, tried; the smallest counterexample of each that fails."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import attrs
+import hypothesis
+from hypothesis import HealthCheck, Phase
+
+import nlhf_zoo.testing.properties  # noqa: F401  # registers them
+from nlhf_zoo.drive import configure
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces import Solver
+from nlhf_zoo.testing.case import Skip, Violation
+from nlhf_zoo.testing.catalogue import PROPERTIES, Property
+from nlhf_zoo.testing.snippet import snippet
+
+__all__ = ["DEFAULT_EXAMPLES", "Report", "Result", "check_property", "check_solver"]
+
+DEFAULT_EXAMPLES = 100
+
+UNHURRIED = (
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+    HealthCheck.filter_too_much,
+)
+"""Hypothesis' complaints that say nothing of a solver: drawing a game may take long."""
+
+Status = Literal["passed", "failed", "not applicable"]
+
+
+@attrs.frozen
+class Result:
+    """What became of one property.
+
+    Attributes:
+        name: of the property.
+        status: "passed", "failed" or "not applicable".
+        detail: how many games were tried; or what was measured; or why the property does not apply.
+        counterexample: where it failed, a program that shows it.
+        seed: of the examples: the same seed finds the same.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    counterexample: str | None = None
+    seed: int = 0
+
+
+@attrs.frozen
+class Report:
+    """What `check_solver` found: one result a property, in the order in which they were tried."""
+
+    solver: str
+    results: tuple[Result, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no property failed."""
+        return all(result.status != "failed" for result in self.results)
+
+    def __getitem__(self, name: str) -> Result:
+        return next(result for result in self.results if result.name == name)
+
+
+def check_solver(
+    solver: Solver | str,
+    *,
+    examples: int = DEFAULT_EXAMPLES,
+    seed: int = 0,
+    properties: Iterable[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    shrink: bool = True,
+) -> Report:
+    """Try every named property on a solver, on games that hypothesis draws.
+
+    Args:
+        solver: an object, or a registered name with its default hyperparameters.
+        examples: games a property, on average; the effort scales with it.
+        seed: of the games. The same seed gives the same report, seconds aside.
+        properties: names of those to try; all, unless given.
+        progress: called before each property with its name, how many are done, and how many there are.
+        shrink: whether to make counterexamples small, which may take seconds each.
+
+    Raises:
+        BadInput: no such solver or property, or no examples.
+    """
+    if examples < 1:
+        raise BadInput(f"a check needs at least 1 example, got {examples}")
+    solver = configure(solver)
+    names = list(PROPERTIES if properties is None else properties)
+    unknown = [name for name in names if name not in PROPERTIES]
+    if unknown:
+        raise BadInput(f"no property named {unknown[0]!r}; known are {', '.join(PROPERTIES)}")
+    begun = time.perf_counter()
+    results: list[Result] = []
+    for done, name in enumerate(names):
+        if progress is not None:
+            progress(name, done, len(names))
+        results.append(check_property(solver, name, examples=examples, seed=seed, shrink=shrink))
+    return Report(getattr(solver, "name", type(solver).__name__), tuple(results), time.perf_counter() - begun)
+
+
+def check_property(
+    solver: Solver, name: str, *, examples: int = DEFAULT_EXAMPLES, seed: int = 0, shrink: bool = True
+) -> Result:
+    """Try one named property on a solver."""
+    prop = PROPERTIES[name]
+    exempt = getattr(solver, "exempt", {}).get(name)
+    if exempt:
+        return Result(name, "not applicable", f"exempt, in the solver's own words: {exempt}", seed=seed)
+    try:
+        reason = prop.applies(solver)
+        if reason is not None:
+            return Result(name, "not applicable", reason, seed=seed)
+        if prop.inputs is None:
+            prop.holds(solver)
+            return Result(name, "passed", "declaration", seed=seed)
+    except Exception as error:
+        return Result(name, "failed", _words(error), snippet(solver, prop, {}), seed=seed)
+    search = _Search(solver, prop, max(1, round(examples * prop.share)), seed, shrink)
+    return search.run()
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, Violation):
+        return str(error)
+    return f"it raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+class _Search:
+    """One property on one solver: the examples, what was skipped, and the last failure, which is the smallest."""
+
+    def __init__(self, solver: Solver, prop: Property, examples: int, seed: int, shrink: bool) -> None:
+        self.solver, self.prop, self.examples, self.seed, self.shrink = solver, prop, examples, seed, shrink
+        self.tried = 0
+        self.skipped: Counter[str] = Counter()
+        self.failure: tuple[dict[str, Any], str] | None = None
+
+    def run(self) -> Result:
+        assert self.prop.inputs is not None
+        phases = [Phase.generate, Phase.target] + ([Phase.shrink] if self.shrink else [])
+        settings = hypothesis.settings(
+            max_examples=self.examples,
+            database=None,
+            deadline=None,
+            phases=phases,
+            suppress_health_check=UNHURRIED,
+            report_multiple_bugs=False,
+            print_blob=False,
+        )
+        name, seed = self.prop.name, self.seed
+        trial = hypothesis.seed(seed)(settings(hypothesis.given(self.prop.inputs())(self._trial)))
+        try:
+            trial()
+        except Violation:
+            assert self.failure is not None
+            inputs, words = self.failure
+            return Result(name, "failed", words, snippet(self.solver, self.prop, inputs), seed)
+        if not self.tried:
+            reason = self.skipped.most_common(1)[0][0]
+            return Result(name, "not applicable", f"in no game of {sum(self.skipped.values())}: {reason}", seed=seed)
+        skipped = sum(self.skipped.values())
+        detail = f"{self.tried} games" + (f", and {skipped} that it says nothing about" if skipped else "")
+        return Result(name, "passed", detail, seed=seed)
+
+    def _trial(self, inputs: dict[str, Any]) -> None:
+        try:
+            self.prop.holds(self.solver, **inputs)
+            self.tried += 1
+        except Skip as skip:
+            self.skipped[str(skip)] += 1
+        except Exception as error:
+            # One kind of failure, raised in one place: hypothesis then shrinks across causes.
+            self.failure = inputs, _words(error)
+            failure = Violation(self.failure[1])
+        else:
+            return
+        if self.failure is not None and self.failure[0] is inputs:
+            raise failure from None  # type: ignore[possibly-undefined]
