@@ -106,7 +106,7 @@ def test_mixture_samples_token_by_token_with_both_caches() -> None:
 
 def test_ended_rows_leave_and_the_others_go_on() -> None:
     """Rows that stop early are dropped from the batch; the log-probabilities of the rest stay right."""
-    end = byte_tokenizer().eos_token_id
+    end = int(byte_tokenizer().eos_token_id)
     tokens = (byte_tokenizer().convert_tokens_to_ids("a"), end)
     mine = policy(max_new_tokens=8, allowed_tokens=tokens)
     drawn = mine.sample(PROMPTS, 200, torch.Generator().manual_seed(0))

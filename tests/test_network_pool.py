@@ -34,10 +34,14 @@ class Number(Policy):
     def mixture(self, other: Policy, weight: float) -> Policy:
         return self
 
-    sample = log_prob = improve = None
+    def sample(self, prompts: Any, num_samples: int, generator: torch.Generator) -> Any:
+        raise NotImplementedError
 
+    def log_prob(self, prompts: Any, responses: Any) -> torch.Tensor:
+        raise NotImplementedError
 
-Number.__abstractmethods__ = frozenset()
+    def improve(self, update: Update, game: Game, generator: torch.Generator | None = None) -> Outcome:
+        raise NotImplementedError
 
 
 @attrs.frozen
@@ -102,7 +106,7 @@ def run(solver: Solver, steps: int, inner: int) -> int:
             trained += 1
             value += 0.1 * trained
             with torch.no_grad():
-                pool.student.weight.add_(0.1 * trained)
+                next(pool.student.parameters()).add_(0.1 * trained)
         state = solver.accept(game, state, Outcome(pool.policy(), QueryCount()))
         pool.settle(state)
         numbers = solver.accept(plain, numbers, Outcome(Number(value), QueryCount()))

@@ -94,6 +94,7 @@ def test_slower_solvers_obey_theirs(kind: str, size: int, beta: float, name: str
     solver = configure(name)
     history = kl_history(played, solver, 300)
     (guarantee,) = [g for g in solver.guarantees if g.metric == "kl"]
+    assert guarantee.bound is not None
     assert guarantee.holds(played)
     for n, kl in enumerate(history[1:], start=1):
         assert (
