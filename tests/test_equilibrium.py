@@ -106,3 +106,12 @@ def test_winners_of_a_batch() -> None:
     assert together.log_probs.shape == (4, 6)
     for i in range(4):
         assert torch.allclose(together.probs[i], von_neumann_winner(MatrixOracle(oracle.matrix()[i])).probs)
+
+
+@pytest.mark.parametrize("scale", [0.3, 12.0])
+def test_one_hard_game_holds_up_no_batch(scale: float) -> None:
+    """Games settle one by one: one that has stopped falling, at rounding, must not keep the others going."""
+    oracle = lookup("games", "random")(seed=5, responses=3, games=400)
+    reference = TabularPolicy(scale * torch.randn(400, 3, generator=torch.Generator().manual_seed(1)).double())
+    for beta in (0.3, 0.1, 1e-4):
+        assert float(find_equilibrium(Game(oracle, reference, beta), tol=1e-12).duality_gap.max()) <= 1e-12

@@ -16,7 +16,7 @@ from nlhf_zoo.tabular.winner import von_neumann_winner
 
 __all__ = ["EquilibriumReport", "NotConverged", "equilibrium", "find_equilibrium"]
 
-_MOST_NEWTON = 12
+_MOST_NEWTON = 20
 _MOST_PROXIMAL = 500
 _SHORTEST_STRIDE = 1.25
 
@@ -159,17 +159,19 @@ def _proximal(payoffs: _Payoffs, z: Tensor, beta: float) -> tuple[Tensor, int, i
 
 
 def _newton(payoffs: _Payoffs, z: Tensor, beta: float, rough: bool) -> tuple[Tensor, int, bool]:
-    """Newton at one beta, to |r| <= 0.1 (`rough`) or until rounding stops it; (z, steps, whether it got there)."""
+    """Newton at one beta, to |r| <= 0.1 (`rough`) or until rounding stops it; (z, steps, whether all got there)."""
     r = payoffs.residual(z, beta)
+    settled = torch.zeros(r.shape[:-1], dtype=torch.bool, device=r.device)
     for step in range(_MOST_NEWTON):
         size = r.abs().amax(-1)
-        noise = 1e-16 * (1 / beta + z.abs().amax(-1))
-        if bool((size <= (0.1 if rough else noise)).all()):
+        settled = settled | (size <= (0.1 if rough else 1e-16 * (1 / beta + z.abs().amax(-1))))
+        if bool(settled.all()):
             return z, step, True
         z, r, moved = _search(payoffs, z, r, payoffs.newton_step(z, r, beta), beta)
-        if not bool(moved.any()):
-            # At rounding level nothing can fall any further: finished, not stuck.
-            return z, step + 1, not rough and bool((size <= 1e-6).all())
+        # At rounding level nothing falls any further: that game is finished, not stuck.
+        settled = settled | (~moved & (size <= 1e-6) & (not rough))
+        if not bool((moved | settled).all()):
+            return z, step + 1, False
     return z, _MOST_NEWTON, False
 
 
