@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         State,
         Update,
         contraction,
+        hyperparameter,
+        linear_rate,
     )
     from nlhf_zoo.llm import CausalLMPolicy
     from nlhf_zoo.oracles import MatrixOracle, SampledOracle
@@ -72,6 +74,8 @@ __all__ = [
     "duality_gap",
     "equilibrium",
     "hookimpl",
+    "hyperparameter",
+    "linear_rate",
     "read_matrix",
     "solve",
     "solvers",

@@ -51,7 +51,7 @@ def test_first_party_solvers_pass(name: str) -> None:
     [
         ("nash_mp", {"kappa": 0.3, "eta": 0.5}),
         ("nash_mp", {"eta": 0.01}),
-        ("nash_md", {"mixing": 0.125}),
+        ("nash_md", {"eta": 0.09}),
         ("nash_md", {"eta": 0.05}),
         ("online_ipo", {"eta": 0.05}),
         ("exact_prox", {"eta": 1.0}),

@@ -140,7 +140,7 @@ def test_slots_hold_what_values_would(inner: int, **memory: Any) -> None:
     [
         ("nash_mp", {"kappa": 0.1}, 1, 3),  # student, reference, target
         ("nash_mp", {}, 4, 4),  # student, reference, and two frozen: the centre, and the opponent
-        ("nash_md", {"mixing": 0.125}, 1, 2),
+        ("nash_md", {"eta": 0.25}, 1, 2),
         ("online_dpo", {}, 1, 2),
         ("online_ipo", {}, 1, 2),
         ("exact_prox", {}, 4, 3),

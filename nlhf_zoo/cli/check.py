@@ -24,7 +24,7 @@ class CheckOptions:
 
     Attributes:
         solver: registered name of a solver.
-        solver_options: its hyperparameters, as `--set eta=0.2 mixing=0.1`.
+        solver_options: its hyperparameters, as `--set eta=0.2 kappa=0.1`.
         examples: games a property, on average.
         seed: of the games; the same seed gives the same report.
         only: names of the properties to try, separated by commas; all, unless given.
@@ -132,7 +132,7 @@ VERB = Verb(
     example="""\
   nlhf-zoo check nash_mp
   nlhf-zoo check nash_mp --only last-iterate-meets-its-bound --examples 1000
-  nlhf-zoo check nash_md --set mixing=0.125 --examples 20 --json
+  nlhf-zoo check nash_md --set eta=0.5 --examples 20 --json
   nlhf-zoo check nash_mp --falsify
 """,
     options=CheckOptions,

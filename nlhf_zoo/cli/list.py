@@ -58,7 +58,6 @@ def _solver(cls: Any) -> dict[str, Any]:
         "backends": list(solver.backends),
         "needs_beta": solver.needs_beta,
         "hyperparameters": {field.name: getattr(solver, field.name) for field in attrs.fields(cls)},
-        "practical": dict(solver.practical),
         "guarantees": [
             {
                 "metric": guarantee.metric,

@@ -2,10 +2,10 @@
 
 from nlhf_zoo.interfaces.divergence import Divergence, ReverseKL
 from nlhf_zoo.interfaces.game import Game
-from nlhf_zoo.interfaces.guarantee import Guarantee, contraction
+from nlhf_zoo.interfaces.guarantee import Guarantee, contraction, linear_rate
 from nlhf_zoo.interfaces.oracle import EnumerableOracle, PreferenceOracle, QueryCount
 from nlhf_zoo.interfaces.policy import Policy, Responses
-from nlhf_zoo.interfaces.solver import Solver, State
+from nlhf_zoo.interfaces.solver import Solver, State, hyperparameter
 from nlhf_zoo.interfaces.update import ITSELF, Anchor, Itself, Opponent, Outcome, PairwiseLoss, Update
 
 __all__ = [
@@ -28,4 +28,6 @@ __all__ = [
     "State",
     "Update",
     "contraction",
+    "hyperparameter",
+    "linear_rate",
 ]

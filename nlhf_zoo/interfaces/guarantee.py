@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import attrs
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces.divergence import ReverseKL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from nlhf_zoo.interfaces.game import Game
     from nlhf_zoo.interfaces.policy import Policy
 
-__all__ = ["Bound", "Guarantee", "Recursion", "contraction"]
+__all__ = ["Bound", "Guarantee", "Recursion", "contraction", "linear_rate"]
 
 
 class Bound(Protocol):
@@ -95,3 +96,22 @@ def contraction(factor: float | Callable[[Game], float]) -> Bound:
         return first * (factor(game) if callable(factor) else factor) ** n
 
     return bound
+
+
+def linear_rate(
+    factor: Callable[[Game], float], *, assumptions: str, source: str, holds: Callable[[Game], bool] = _always
+) -> Guarantee:
+    """KL(equilibrium || last iterate) shrinks by `factor(game)` in every step, from any start.
+
+    Args:
+        factor: in (0, 1].
+        assumptions: in words; the reverse KL is added to what `holds` asks of the game.
+    """
+    return Guarantee(
+        metric="kl",
+        bound=contraction(factor),
+        recursion=lambda step, game, previous: factor(game) * previous,
+        assumptions=assumptions,
+        holds=lambda game: isinstance(game.divergence, ReverseKL) and holds(game),
+        source=source,
+    )

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from nlhf_zoo.interfaces.policy import Policy
     from nlhf_zoo.interfaces.update import Outcome, Update
 
-__all__ = ["Solver", "State"]
+__all__ = ["Solver", "State", "hyperparameter"]
+
+
+def hyperparameter(*, above: float | None = None, at_most: float | None = None) -> Any:
+    """An optional number of a solver, `None` unless given (the theory's own choice), else in (above, at_most]."""
+    checks: list[Any] = []
+    if above is not None:
+        checks.append(attrs.validators.gt(above))
+    if at_most is not None:
+        checks.append(attrs.validators.le(at_most))
+    return attrs.field(default=None, validator=attrs.validators.optional(checks))
 
 
 @attrs.frozen(eq=False)
@@ -68,7 +78,6 @@ class Solver(ABC):
         name: what it is registered and called by.
         summary: one line for `nlhf-zoo list`.
         paper: where it is from.
-        practical: hyperparameters that its paper uses on language models; `nlhf-zoo train` starts from them.
         needs_beta: whether the regularisation must be positive.
         backends: "table", "llm", or both.
     """
@@ -76,9 +85,13 @@ class Solver(ABC):
     name: ClassVar[str]
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
-    practical: ClassVar[Mapping[str, Any]] = {}
     needs_beta: ClassVar[bool] = True
     backends: ClassVar[tuple[str, ...]] = ("table", "llm")
+
+    @classmethod
+    def practical(cls, beta: float) -> Mapping[str, Any]:
+        """Hyperparameters that its paper uses on language models; `nlhf-zoo train` starts from them."""
+        return {}
 
     @property
     def guarantees(self) -> tuple[Guarantee, ...]:

@@ -28,7 +28,7 @@ def _nash_mp(solver: Any, matrix: Tensor, ref: Tensor, beta: float, now: Tensor,
 
 def _nash_md(solver: Any, matrix: Tensor, ref: Tensor, beta: float, now: Tensor, step: int) -> Tensor:
     """m = pi_k^(1 - eta beta) ref^(eta beta) / Z, then log m + eta u_m."""
-    eta = (solver.mixing or 0) / beta or solver.eta or 2 / (beta * (step + 2))
+    eta = solver.eta or 2 / (beta * (step + 2))
     mixed = (now + eta * beta * (ref - now)).log_softmax(-1)
     return mixed + eta * (matrix @ mixed.exp())
 

@@ -121,7 +121,7 @@ def _prepare(config: TrainConfig) -> Run:
     cls = lookup("solvers", config.solver)
     if "llm" not in cls.backends:
         raise BadInput(f"{config.solver} runs on tables only; nlhf-zoo list shows which solvers train language models")
-    solver = configure(config.solver, **{**cls.practical, **config.solver_options})
+    solver = configure(config.solver, **{**cls.practical(config.beta), **config.solver_options})
     prompts = read_prompts(config.prompts, column=config.prompt_column, split=config.prompt_split)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
     if config.eval_prompts is None:

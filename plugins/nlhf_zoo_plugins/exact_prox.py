@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import attrs
 
-from nlhf_zoo.interfaces import ITSELF, Game, Guarantee, Outcome, ReverseKL, Solver, State, Update, contraction
+from nlhf_zoo.interfaces import ITSELF, Game, Guarantee, Outcome, Solver, State, Update, hyperparameter, linear_rate
 from nlhf_zoo.registry import hookimpl
 
 
@@ -25,7 +25,7 @@ class ExactProx(Solver):
     summary = "exact proximal point: each step the equilibrium of a better conditioned game"
     paper = "arXiv 2505.19731"
 
-    eta: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
+    eta: float | None = hyperparameter(above=0)
 
     def _eta(self, game: Game) -> float:
         return self.eta or 2 * game.beta
@@ -33,12 +33,9 @@ class ExactProx(Solver):
     @property
     def guarantees(self) -> tuple[Guarantee, ...]:
         return (
-            Guarantee(
-                metric="kl",
-                bound=contraction(lambda game: 1 / (1 + self._eta(game))),
-                recursion=lambda step, game, previous: previous / (1 + self._eta(game)),
+            linear_rate(
+                lambda game: 1 / (1 + self._eta(game)),
                 assumptions="beta > 0, reverse KL, exact improvements; any eta > 0",
-                holds=lambda game: isinstance(game.divergence, ReverseKL),
                 source="arXiv 2505.19731, the proximal point recursion",
             ),
         )

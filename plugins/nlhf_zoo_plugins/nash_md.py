@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Guarantee, Outcome, ReverseKL, Solver, State, Update
+from nlhf_zoo.interfaces import Game, Guarantee, Outcome, ReverseKL, Solver, State, Update, hyperparameter
 from nlhf_zoo.registry import hookimpl
 
 
@@ -23,29 +23,23 @@ class NashMD(Solver):
 
     Attributes:
         eta: fixed step size, 0 < eta <= 1/beta; `None` is the theory's decaying 2 / (beta (k + 2)).
-        mixing: the mixture's weight on the reference, in (0, 1]; another way to say eta = mixing / beta.
     """
 
     name = "nash_md"
     summary = "Nash mirror descent: best answers to a mixture of policy and reference"
     paper = "arXiv 2312.00886"
-    practical = {"mixing": 0.125}
+    eta: float | None = hyperparameter(above=0)
 
-    eta: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
-    mixing: float | None = attrs.field(
-        default=None, validator=attrs.validators.optional([attrs.validators.gt(0), attrs.validators.le(1)])
-    )
-
-    def __attrs_post_init__(self) -> None:
-        if self.eta is not None and self.mixing is not None:
-            raise BadInput("eta and mixing = eta * beta say the same thing; set the other to null (train sets mixing)")
+    @classmethod
+    def practical(cls, beta: float) -> dict[str, float]:
+        # A fixed share eta beta = 1/8 of the reference in the mixture.
+        return {"eta": 0.125 / beta} if beta else {}
 
     @property
     def guarantees(self) -> tuple[Guarantee, ...]:
-        def decaying(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
-            return torch.tensor(8 / (game.beta**2 * (n + 1)), dtype=torch.float64)
-
-        def fixed(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
+        def bound(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
+            if self.eta is None:
+                return torch.tensor(8 / (game.beta**2 * (n + 1)), dtype=torch.float64)
             mixing = self._mixing(game, 0)
             first = torch.tensor(1 / (2 * game.beta), dtype=torch.float64) if initial is None else initial
             return first * (1 - mixing) ** n + 2 * mixing / game.beta**2 * (1 - (1 - mixing) ** n)
@@ -54,24 +48,20 @@ class NashMD(Solver):
             mixing = self._mixing(game, step)
             return (1 - mixing) * previous + 2 * (mixing / game.beta) ** 2
 
-        constant = self.eta is not None or self.mixing is not None
-        return (
-            Guarantee(
-                metric="kl",
-                bound=fixed if constant else decaying,
-                recursion=lemma,
-                assumptions="beta > 0, reverse KL, exact improvements, n >= 1",
-                holds=lambda game: isinstance(game.divergence, ReverseKL),
-                source=f"arXiv 2312.00886, {'lemma 2' if constant else 'theorem 1 and lemma 2'}",
-            ),
+        rate = Guarantee(
+            metric="kl",
+            bound=bound,
+            recursion=lemma,
+            assumptions="beta > 0, reverse KL, exact improvements, n >= 1",
+            holds=lambda game: isinstance(game.divergence, ReverseKL),
+            source="arXiv 2312.00886, lemma 2 (and theorem 1 where the step decays)",
         )
+        return (rate,)
 
     def scaled(self, factor: float, game: Game) -> NashMD:
         return self if self.eta is None else attrs.evolve(self, eta=self.eta / factor)
 
     def _mixing(self, game: Game, step: int) -> float:
-        if self.mixing is not None:
-            return self.mixing
         return 2 / (step + 2) if self.eta is None else self.eta * game.beta
 
     def init(self, game: Game, policy):
@@ -81,11 +71,8 @@ class NashMD(Solver):
 
     def propose(self, game: Game, state: State) -> Update:
         mixing = self._mixing(game, state.step)
-        return Update(
-            start=state.current,
-            opponent=state.current.mixture(game.reference, mixing),
-            anchors=[(state.current, (1 - mixing) * game.beta / mixing), (game.reference, game.beta)],
-        )
+        anchors = [(state.current, (1 - mixing) * game.beta / mixing), (game.reference, game.beta)]
+        return Update(start=state.current, opponent=state.current.mixture(game.reference, mixing), anchors=anchors)
 
     def accept(self, game: Game, state: State, outcome: Outcome) -> State:
         return state.next(current=outcome.policy)

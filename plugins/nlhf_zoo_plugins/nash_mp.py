@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import attrs
 
-from nlhf_zoo.interfaces import Game, Guarantee, Outcome, ReverseKL, Solver, State, Update, contraction
+from nlhf_zoo.interfaces import Game, Guarantee, Outcome, Solver, State, Update, hyperparameter, linear_rate
 from nlhf_zoo.registry import hookimpl
 
 
@@ -27,12 +27,12 @@ class NashMP(Solver):
     name = "nash_mp"
     summary = "Nash Mirror Prox: extragradient with KL proximal steps, linear last-iterate rate"
     paper = "arXiv 2505.19731"
-    practical = {"eta": 0.1, "kappa": 0.1}
+    eta: float | None = hyperparameter(above=0)
+    kappa: float | None = hyperparameter(above=0, at_most=1)
 
-    eta: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
-    kappa: float | None = attrs.field(
-        default=None, validator=attrs.validators.optional([attrs.validators.gt(0), attrs.validators.le(1)])
-    )
+    @classmethod
+    def practical(cls, beta: float) -> dict[str, float]:
+        return {"eta": 0.1, "kappa": 0.1}
 
     def _eta(self, game: Game) -> float:
         return self.eta or 2 * game.beta
@@ -42,12 +42,10 @@ class NashMP(Solver):
         if self.kappa is not None:
             return ()
         return (
-            Guarantee(
-                metric="kl",
-                bound=contraction(lambda game: 1 / (1 + self._eta(game))),
-                recursion=lambda step, game, previous: previous / (1 + self._eta(game)),
+            linear_rate(
+                lambda game: 1 / (1 + self._eta(game)),
                 assumptions="beta > 0, eta <= 2 beta, reverse KL, exact improvements",
-                holds=lambda game: self._eta(game) <= 2 * game.beta and isinstance(game.divergence, ReverseKL),
+                holds=lambda game: self._eta(game) <= 2 * game.beta,
                 source="arXiv 2505.19731, last-iterate theorem: (1 + 2 beta)^(-N/2) at eta = 2 beta, N = 2n queries",
             ),
         )

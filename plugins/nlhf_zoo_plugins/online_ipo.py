@@ -10,12 +10,11 @@ from __future__ import annotations
 import attrs
 from torch import Tensor
 
-from nlhf_zoo.interfaces import Game, Guarantee, Outcome, PairwiseLoss, ReverseKL, Solver, State, Update, contraction
-from nlhf_zoo.registry import hookimpl
+import nlhf_zoo as nz
 
 
 @attrs.frozen
-class IPOLoss(PairwiseLoss):
+class IPOLoss(nz.PairwiseLoss):
     """Squared regression of the log-ratio; its signal is P - 1/2 - beta h."""
 
     beta: float
@@ -32,7 +31,7 @@ class IPOLoss(PairwiseLoss):
 
 
 @attrs.frozen
-class OnlineIPO(Solver):
+class OnlineIPO(nz.Solver):
     """Mirror descent on the online IPO loss; on an LLM, one gradient step a batch is online IPO as published.
 
     Attributes:
@@ -43,44 +42,38 @@ class OnlineIPO(Solver):
     summary = "Online IPO: squared pairwise loss on self-play pairs (self-play policy gradient)"
     paper = "arXiv 2403.08635"
 
-    eta: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
+    eta: float | None = nz.hyperparameter(above=0)
 
-    def _eta(self, game: Game) -> float:
+    def _eta(self, game: nz.Game) -> float:
         return self.eta or 4 * game.beta / (1 + 4 * game.beta**2)
 
     @property
-    def guarantees(self) -> tuple[Guarantee, ...]:
-        def small(game: Game) -> bool:
+    def guarantees(self) -> tuple[nz.Guarantee, ...]:
+        def small(game: nz.Game) -> bool:
             # With mu = eta / (1 - eta beta) this is magnetic mirror descent of step mu, and needs mu <= 4 beta.
             product = self._eta(game) * game.beta
             return self.eta is None or (product < 1 and self._eta(game) <= 4 * game.beta * (1 - product))
 
         return (
-            Guarantee(
-                metric="kl",
-                bound=contraction(lambda game: 1 - self._eta(game) * game.beta),
-                recursion=lambda step, game, previous: (1 - self._eta(game) * game.beta) * previous,
+            nz.linear_rate(
+                lambda game: 1 - self._eta(game) * game.beta,
                 assumptions="beta > 0, eta/(1 - eta beta) <= 4 beta, reverse KL, exact expectations",
-                holds=lambda game: small(game) and isinstance(game.divergence, ReverseKL),
+                holds=small,
                 source="arXiv 2206.05825, theorem 3.4, with smoothness 1/2 of a preference in [0, 1]",
             ),
         )
 
-    def scaled(self, factor: float, game: Game) -> OnlineIPO:
+    def scaled(self, factor: float, game: nz.Game) -> OnlineIPO:
         return attrs.evolve(self, eta=self._eta(game) / factor)
 
-    def propose(self, game: Game, state: State) -> Update:
-        return Update(
-            start=state.current,
-            opponent=state.current,
-            loss=IPOLoss(game.beta),
-            anchors=[(state.current, 1 / self._eta(game))],
-        )
+    def propose(self, game: nz.Game, state: nz.State) -> nz.Update:
+        anchors = [(state.current, 1 / self._eta(game))]
+        return nz.Update(start=state.current, opponent=state.current, loss=IPOLoss(game.beta), anchors=anchors)
 
-    def accept(self, game: Game, state: State, outcome: Outcome) -> State:
+    def accept(self, game: nz.Game, state: nz.State, outcome: nz.Outcome) -> nz.State:
         return state.next(current=outcome.policy)
 
 
-@hookimpl
+@nz.hookimpl
 def nlhf_zoo_solvers():
     return [OnlineIPO]
