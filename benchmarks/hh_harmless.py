@@ -22,7 +22,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ import attrs
 import torch
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.intervals import wilson_interval
 
 FILE = "hh_harmless_test.jsonl.gz"
 TURN = "\n\nHuman:"
@@ -209,7 +207,6 @@ def training_config(solver: str, args: argparse.Namespace) -> Any:
         learning_rate=args.rate,
         warmup_steps=min(10, args.steps),
         accelerator=args.accelerator,
-        eval_size=args.eval_prompts,
         show_samples=0,
         logger="csv",
         seed=args.seed,
@@ -218,8 +215,8 @@ def training_config(solver: str, args: argparse.Namespace) -> Any:
     )
 
 
-def run_training(solver: str, args: argparse.Namespace) -> Path:
-    """Write the settings of one solver as YAML, train, and return the folder of the trained policy."""
+def run_training(solver: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Write the settings of one solver as YAML, for `nlhf-zoo train --config`, train, and return its figures."""
     import yaml
 
     from nlhf_zoo.training.run import train
@@ -227,38 +224,7 @@ def run_training(solver: str, args: argparse.Namespace) -> Path:
     config = training_config(solver, args)
     values = {name: str(v) if isinstance(v, Path) else v for name, v in attrs.asdict(config).items()}
     write_text(args.work / f"{solver}.yaml", yaml.safe_dump(values, sort_keys=False))
-    train(config)
-    return args.work / solver / "policy"
-
-
-def win_rates(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Against the reference on test prompts, under both judges; the intervals take a prompt as the unit."""
-    from nlhf_zoo.llm import CausalLMPolicy, Decoding
-    from nlhf_zoo.oracles import PairwiseModelOracle
-
-    prompts = [json.loads(line)["prompt"] for line in (args.work / "eval_prompts.jsonl").read_text().splitlines()]
-    prompts = prompts[: args.eval_prompts]
-    decoding = Decoding(max_new_tokens=MAX_RESPONSE, max_prompt_tokens=MAX_PROMPT)
-    policy, reference = (
-        CausalLMPolicy.from_pretrained(str(path), decoding=decoding) for path in (folder, args.work / "reference")
-    )
-    generator = torch.Generator().manual_seed(args.seed + 3)
-    with torch.no_grad():
-        mine = policy.sample(prompts, args.eval_samples, generator)
-        theirs = reference.sample(prompts, args.eval_samples, generator)
-        gap = policy.log_prob(prompts, mine) - reference.log_prob(prompts, mine)
-    found: dict[str, Any] = {
-        "kl_to_reference": float(gap.mean()),
-        "tokens_a_response": float(mine.lengths.double().mean()),
-        "tokens_a_response_of_the_reference": float(theirs.lengths.double().mean()),
-    }
-    asked = [x for x in prompts for _ in range(args.eval_samples)]
-    for name in ("judge_a", "judge_b"):
-        oracle = PairwiseModelOracle.load(args.work / name, device="cpu")
-        wins = oracle.probability(asked, *([y for row in r.texts for y in row] for r in (mine, theirs)))
-        rate = float(wins.double().mean())
-        found[name] = {"win_rate": rate, "interval": wilson_interval(rate * len(prompts), len(prompts))}
-    return found
+    return train(config)
 
 
 # --- what is written
@@ -275,15 +241,15 @@ def report(measured: dict[str, Any]) -> str:
         f" held-out perplexity {language['held_out_perplexity']:.1f} a response token"
         f" ({language['steps']} steps, {language['seconds']:.0f} s).",
         "",
-        "| judge | held-out accuracy | 95 % interval | nats a pair (a coin: 0.693) | fit, s |",
-        "|---|---|---|---|---|",
+        "| judge | held-out accuracy | 95 % interval | nats a pair (a coin: 0.693) | mean distance from 1/2 | fit, s |",
+        "|---|---|---|---|---|---|",
     ]
     for name in ("judge_a", "judge_b"):
         m = measured[name]
         low, high = m["accuracy_interval"]
         lines.append(
             f"| {name[-1].upper()} | {m['accuracy']:.1%} | {low:.1%} to {high:.1%} | {m['held_out_loss']:.3f}"
-            f" | {m['seconds']:.0f} |"
+            f" | {m['audit']['decisiveness']:.3f} | {m['seconds']:.0f} |"
         )
     shorter = measured["shorter_wins"]
     lines += [
@@ -292,20 +258,21 @@ def report(measured: dict[str, Any]) -> str:
         f" {shorter['cut']:.1%} on responses cut to {MAX_RESPONSE} tokens, as the judges read them.",
     ]
     if measured.get("solvers"):
-        lines += ["", "| solver | win rate, judge A | win rate, judge B | KL to the reference | tokens | s |"]
-        lines += ["|---|---|---|---|---|---|"]
+        lines += ["", "Win rates against the reference on the held-out prompts, with 95 % intervals:", ""]
+        lines += ["| solver | steps | judge A (trained against) | judge B | KL to the reference | tokens | train, s |"]
+        lines += ["|---|---|---|---|---|---|---|"]
         lines += [_solver_row(name, m) for name, m in measured["solvers"].items()]
     return "\n".join(lines) + "\n"
 
 
 def _solver_row(name: str, m: dict[str, Any]) -> str:
     rates = [
-        f"{m[judge]['win_rate']:.1%} [{m[judge]['interval'][0]:.1%}, {m[judge]['interval'][1]:.1%}]"
-        for judge in ("judge_a", "judge_b")
+        f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+        for found in (m["win_rate"]["training"], m["win_rate"]["held_out"])
     ]
     return (
-        f"| {name} | {rates[0]} | {rates[1]} | {m['kl_to_reference']:.2f} | {m['tokens_a_response']:.1f}"
-        f" | {m['seconds']:.0f} |"
+        f"| {name} | {m['steps']} | {rates[0]} | {rates[1]} | {m['kl_to_reference']['mean']:.2f}"
+        f" | {m['length']:.1f} (reference {m['reference_length']:.1f}) | {m['seconds']:.0f} |"
     )
 
 
@@ -341,14 +308,12 @@ def parser() -> argparse.ArgumentParser:
     add("--language-epochs", type=int, default=6)
     add("--language-rate", type=float, default=3e-3)
     add("--prompt-weight", type=float, default=0.5, help="of a prompt token in the language model's loss")
-    add("--judge-epochs", type=int, default=2)
+    add("--judge-epochs", type=int, default=3)
     add("--judge-rate", type=float, default=3e-4)
-    add("--judge-dropout", type=float, default=0.3)
+    add("--judge-dropout", type=float, default=0.1)
     add("--steps", type=int, default=200, help="training batches of a solver")
     add("--rate", type=float, default=1e-4, help="learning rate of a solver")
     add("--beta", type=float, default=1e-2)
-    add("--eval-prompts", type=int, default=256)
-    add("--eval-samples", type=int, default=4)
     return described
 
 
@@ -366,10 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured = json.loads(models.read_text())
         measured["solvers"] = {}
         for solver in () if args.fit_only else args.solver or SOLVERS:
-            start = time.perf_counter()
-            folder = run_training(solver, args)
-            seconds = time.perf_counter() - start
-            measured["solvers"][solver] = {**win_rates(folder, args), "seconds": seconds}
+            measured["solvers"][solver] = run_training(solver, args)
     except BadInput as error:
         print(f"hh_harmless: {error}", file=sys.stderr)
         return 2

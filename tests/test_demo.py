@@ -13,7 +13,7 @@ import torch
 from nlhf_zoo.demo import language
 from nlhf_zoo.demo.__main__ import main
 from nlhf_zoo.demo.models import RESPONSE_TOKENS, Scale, write_prompts
-from nlhf_zoo.demo.tournament import expected_kinds, kind_shares, pairwise, pure_answers, wins
+from nlhf_zoo.demo.tournament import expectation, kind_shares, pairwise, pure_answers, wins
 from nlhf_zoo.errors import BadInput
 
 PROMPTS = language.all_prompts()[:12]
@@ -56,14 +56,47 @@ def test_kind_shares_add_up():
 def test_expected_kinds_without_regularisation_are_the_cycle_s_equilibrium():
     # Of a circle with margins a > b by p, b > c by q, c > a by r, the equilibrium is (q, r, p) / (p + q + r).
     reference = answers({"light": 3, "sound": 2, "movement": 1})
-    assert expected_kinds(PROMPTS, reference, beta=1e-4) == pytest.approx(
+    assert expectation(PROMPTS, reference, beta=1e-4).kinds == pytest.approx(
         {"light": 0.15 / 0.75, "sound": 0.25 / 0.75, "movement": 0.35 / 0.75, "other": 0}, abs=1e-3
     )
 
 
 def test_expected_kinds_under_strong_regularisation_are_the_reference_s():
     reference = answers({"light": 3, "sound": 2, "movement": 1})
-    assert expected_kinds(PROMPTS, reference, beta=1e4) == pytest.approx(kind_shares(reference), abs=1e-3)
+    assert expectation(PROMPTS, reference, beta=1e4).kinds == pytest.approx(kind_shares(reference), abs=1e-3)
+
+
+def test_expected_win_rate_is_what_pure_kinds_give():
+    # Nothing beats the equilibrium of the unregularised game, and it is even with all that it mixes.
+    assert expectation(PROMPTS, answers({"light": 3, "sound": 2, "movement": 1}), beta=1e-4).win_rate == pytest.approx(
+        0.5, abs=1e-3
+    )
+    assert expectation(PROMPTS, answers({"light": 20, "sound": 1, "movement": 1}), beta=0.1).win_rate > 0.52
+
+
+def test_queries_to_a_gap_are_the_median_over_seeds():
+    from nlhf_zoo.demo.games import Play
+
+    gaps = {0: [1, 0.1, 0.01], 1: [1, 1, 0.1], 2: [1, 1, 1]}
+    rows = [
+        {"solver": "a", "seed": seed, "queries": 10 * at, "duality_gap": gap}
+        for seed, found in gaps.items()
+        for at, gap in enumerate(found)
+    ]
+    play = Play(rows, [], None, None, {})  # type: ignore[arg-type]  # neither game nor equilibrium is looked at
+    assert play.queries_to("a", 0.1) == 20
+    assert play.queries_to("a", 0.01) == float("inf")
+    assert play.final("a", "duality_gap") == [0.01, 0.1, 1]
+
+
+def test_games_stay_within_their_budget():
+    from nlhf_zoo.demo.games import play
+    from nlhf_zoo.drive import configure
+
+    found = play({name: configure(name) for name in ("nash_mp", "exact_prox")}, [0], queries=60)
+    assert max(row["queries"] for row in found.rows) <= 60
+    assert {row["solver"] for row in found.rows} == {"nash_mp", "exact_prox"}
+    assert {row["solver"] for row in found.bounds} == {"nash_mp", "exact_prox"}
 
 
 def test_answers_fit_into_the_models_responses():

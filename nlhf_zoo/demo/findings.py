@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from nlhf_zoo.demo import language
 from nlhf_zoo.demo.games import BETA, ETAS, RESPONSES, Play
 from nlhf_zoo.demo.language_play import LanguagePlay
-from nlhf_zoo.demo.tournament import expected_kinds, kind_shares, pairwise, pure_answers, wins
+from nlhf_zoo.demo.tournament import expectation, kind_shares, pairwise, pure_answers, wins
 from nlhf_zoo.intervals import wilson_interval
 from nlhf_zoo.report import Report
 from nlhf_zoo.report.convergence import METRICS, check_claims, claims
@@ -19,6 +20,7 @@ from nlhf_zoo.report.words import reading
 __all__ = ["add_games", "add_language"]
 
 LEADER = "nash_mp"
+TARGET = 1e-8
 SHOWN_SAMPLES = 6
 
 
@@ -65,15 +67,19 @@ def add_games(report: Report, proved: Play, tuned: Play, etas: Mapping[str, floa
 
 
 def _judge_games(report: Report, play: Play, queries: int, how: str) -> None:
+    others = [name for name in play.finals if name != LEADER]
+    reached = {name: play.queries_to(name, TARGET) for name in play.finals}
+    first = min(others, key=lambda name: reached[name])
     ends = {name: median(play.final(name, "duality_gap")) for name in play.finals}
-    others = [name for name in ends if name != LEADER]
     nearest = min(others, key=lambda name: ends[name])
-    ahead = ends[LEADER] < ends[nearest]
-    compared = f"{reading(ends[LEADER])}, against {reading(ends[nearest])} of {nearest}, the best of the other four"
-    report.add_verdict(
-        f"Games, {how}: after {queries:,} queries Nash-MP's median duality gap is {compared}.",
-        "good" if ahead else "bad",
-    )
+    mine = f"Nash-MP ends at a median duality gap of {reading(ends[LEADER])}"
+    if math.isfinite(reached[LEADER]):
+        mine = f"Nash-MP reaches a duality gap of 10⁻⁸ after {reached[LEADER]:,.0f} queries"
+    rest = f"the next, {first}, after {reached[first]:,.0f}"
+    if not math.isfinite(reached[first]):
+        rest = f"none of the other four does in {queries:,} ({nearest} comes to {reading(ends[nearest])})"
+    ahead = reached[LEADER] < reached[first] or (reached[LEADER] == reached[first] and ends[LEADER] < ends[nearest])
+    report.add_verdict(f"Games, {how}: {mine}; {rest}. Medians over the games.", "good" if ahead else "bad")
 
 
 def _judge_bounds(report: Report, play: Play) -> None:
@@ -102,7 +108,7 @@ def add_language(report: Report, play: LanguagePlay) -> None:
         " The second judge is never trained against. There can be no high win rate for everybody here: the game has"
         " no best kind of answer, and the equilibrium's own strength is that nothing beats it.",
     )
-    _judge_win_rates(report, rows)
+    _judge_win_rates(report, rows, expectation(play.prompts, play.answers["reference"], play.scale.beta).win_rate)
     _add_tournament(report, play)
     _add_kinds(report, play)
     if play.logs:
@@ -139,14 +145,15 @@ def _win_rows(play: LanguagePlay) -> list[dict[str, Any]]:
     return rows
 
 
-def _judge_win_rates(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
+def _judge_win_rates(report: Report, rows: Sequence[Mapping[str, Any]], expected: float) -> None:
     for row in rows:
         if row["policy"] != LEADER or row["judge"] != rows[0]["judge"]:
             continue
         low, high = wilson_interval(row["wins"], row["comparisons"])
         rate = row["wins"] / row["comparisons"]
         report.add_verdict(
-            f"Language model: Nash-MP wins {rate:.1%} against the reference (95 % interval {low:.1%} to {high:.1%}).",
+            f"Language model: Nash-MP wins {rate:.1%} against the reference (95 % interval {low:.1%} to {high:.1%});"
+            f" the equilibrium itself would win {expected:.1%}.",
             "good" if low > 0.5 else "bad",
         )
 
@@ -177,7 +184,7 @@ def _add_tournament(report: Report, play: LanguagePlay) -> None:
 
 def _add_kinds(report: Report, play: LanguagePlay) -> None:
     shares = {name: kind_shares(answers) for name, answers in play.answers.items()}
-    expected = expected_kinds(play.prompts, play.answers["reference"], play.scale.beta)
+    expected = expectation(play.prompts, play.answers["reference"], play.scale.beta).kinds
     columns = [*language.KINDS, "other"]
     report.add_distribution(
         columns,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import attrs
@@ -47,6 +49,16 @@ class Play:
         last = {row["seed"]: row[metric] for row in self.rows if row["solver"] == solver}
         return [last[seed] for seed in sorted(last)]
 
+    def queries_to(self, solver: str, gap: float) -> float:
+        """Queries until the duality gap is at most `gap`, median over seeds; infinite where it never is."""
+        firsts: dict[int, float] = {}
+        for row in self.rows:
+            if row["solver"] == solver:
+                firsts.setdefault(row["seed"], math.inf)
+                if row["duality_gap"] <= gap:
+                    firsts[row["seed"]] = min(firsts[row["seed"]], row["queries"])
+        return median(firsts.values())
+
 
 def low_rank_game(seed: int) -> Game:
     """Rank 2, 100 responses, beta = 0.01, uniform reference."""
@@ -73,7 +85,7 @@ def play(
         steps = 0
         for seed, game, target in zip(seeds, games, targets, strict=True):
             result = solve(game, solver, queries=queries, seed=seed, target=target)
-            rows += _tidy(name, seed, result)
+            rows += _tidy(name, seed, result, queries)
             steps = max(steps, result.state.step)
             if seed == seeds[0]:
                 assert isinstance(result.policy, TabularPolicy)
@@ -83,9 +95,11 @@ def play(
     return Play(rows, bounds, games[0], targets[0], finals)
 
 
-def _tidy(name: str, seed: int, result: Result) -> list[dict[str, Any]]:
+def _tidy(name: str, seed: int, result: Result, queries: int) -> list[dict[str, Any]]:
+    # A step may ask many times, and so end beyond the budget: then it came too late.
     kept = ("step", "queries", "seconds", "duality_gap", "kl_to_equilibrium", "span_to_equilibrium")
-    return [{"solver": name, "seed": seed, **{key: row[key] for key in kept}} for row in result.history]
+    rows = [row for row in result.history if row["queries"] <= queries]
+    return [{"solver": name, "seed": seed, **{key: row[key] for key in kept}} for row in rows]
 
 
 def tune(names: Sequence[str], queries: int, progress: Progress = lambda _: None) -> dict[str, float]:
@@ -103,12 +117,12 @@ def tune(names: Sequence[str], queries: int, progress: Progress = lambda _: None
             solver = configure(name, eta=eta)
             try:
                 runs = [
-                    solve(game, solver, queries=queries, every=queries, target=target)
+                    solve(game, solver, queries=queries, target=target)
                     for game, target in zip(games, targets, strict=True)
                 ]
             except BadInput:
                 continue
-            scores[eta] = max(run.history[-1]["duality_gap"] for run in runs)
+            scores[eta] = max(_tidy(name, 0, run, queries)[-1]["duality_gap"] for run in runs)
             progress(f"{name}, eta {eta:g}")
         best[name] = min(scores, key=lambda eta: scores[eta])
     return best

@@ -7,6 +7,7 @@ well-formed sentences to broken ones. So there is no best kind of answer, but th
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -137,6 +138,7 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def leaning(text: str) -> tuple[float, ...]:
     """How much of each kind a text is: three numbers >= 0 in the order of `KINDS`, sum <= 1.
 
@@ -154,6 +156,7 @@ def kind_of(text: str) -> str | None:
     return None if best == 0 or mine.count(best) > 1 else list(KINDS)[mine.index(best)]
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def fluency(prompt: str, text: str) -> float:
     """How well-formed an answer is, in [0, 1]: known words, none twice, a sentence's shape, the place asked for."""
     words = _words(text)

@@ -45,8 +45,8 @@ class Scale:
     samples: int = 4
     rate: float = 3e-4
     beta: float = 0.05
-    held_out: int = 48
-    answers: int = 8
+    held_out: int = 72
+    answers: int = 16
 
 
 @attrs.frozen(kw_only=True)

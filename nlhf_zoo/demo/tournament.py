@@ -14,7 +14,7 @@ from nlhf_zoo.interfaces import Game
 from nlhf_zoo.oracles import MatrixOracle
 from nlhf_zoo.tabular import TabularPolicy, equilibrium
 
-__all__ = ["Answers", "Judge", "expected_kinds", "kind_shares", "pairwise", "pure_answers", "wins"]
+__all__ = ["Answers", "Expectation", "Judge", "expectation", "kind_shares", "pairwise", "pure_answers", "wins"]
 
 Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], Tensor]
 Answers = Sequence[Sequence[str]]
@@ -76,8 +76,16 @@ class _Class:
     fluency: float
 
 
-def expected_kinds(prompts: Sequence[str], reference: Answers, beta: float) -> dict[str, float]:
-    """The kinds of the regularised equilibrium, computed exactly on the answers that the reference gives.
+@attrs.frozen
+class Expectation:
+    """The regularised equilibrium: its shares of each kind, and its win rate against the reference."""
+
+    kinds: dict[str, float]
+    win_rate: float
+
+
+def expectation(prompts: Sequence[str], reference: Answers, beta: float) -> Expectation:
+    """What theory expects: the regularised equilibrium, computed exactly on the answers that the reference gives.
 
     The judge sees of an answer only its leaning and its fluency, so the game on texts is a game on classes of
     them, whose reference is how often the reference's answers fall into each.
@@ -89,10 +97,11 @@ def expected_kinds(prompts: Sequence[str], reference: Answers, beta: float) -> d
     )
     kept = list(classes)
     matrix = [[language.preference(a.leaning, a.fluency, b.leaning, b.fluency) for b in kept] for a in kept]
-    weights = torch.tensor([classes[item] for item in kept], dtype=torch.float64)
-    policy = TabularPolicy((weights / weights.sum()).log())
+    counts = torch.tensor([classes[item] for item in kept], dtype=torch.float64)
+    policy = TabularPolicy((counts / counts.sum()).log())
     oracle = MatrixOracle(torch.tensor(matrix, dtype=torch.float64))
     probs = equilibrium(Game(oracle, policy, beta=beta)).probs
     leanings = torch.tensor([item.leaning for item in kept], dtype=torch.float64)
-    shares = dict(zip(language.KINDS, (probs @ leanings).tolist(), strict=True))
-    return {**shares, "other": max(0.0, 1 - sum(shares.values()))}
+    kinds = dict(zip(language.KINDS, (probs @ leanings).tolist(), strict=True))
+    kinds["other"] = max(0.0, 1 - sum(kinds.values()))
+    return Expectation(kinds, float(probs @ oracle.matrix() @ policy.probs))

@@ -28,7 +28,7 @@ _COLUMNS = {
     "kl_to_equilibrium": "KL to equilibrium",
     "span_to_equilibrium": "Span to equilibrium",
 }
-_TARGETS = ((1e-2, "10⁻²"), (1e-4, "10⁻⁴"))
+_TARGETS = ((1e-4, "10⁻⁴"), (1e-8, "10⁻⁸"))
 
 
 def convergence(metric: str, measured: Sequence[Curve]) -> str:

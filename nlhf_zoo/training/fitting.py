@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -142,6 +143,8 @@ def run_fit(fit: Fit, items: Sequence[Any], progress: bool) -> Fitted:
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=progress,
+            # Standard output belongs to results.
+            callbacks=[RichProgressBar(console_kwargs={"stderr": True})] if progress else None,
             use_distributed_sampler=False,
         )
         start = time.perf_counter()
