@@ -53,7 +53,7 @@ bench: $(installed)
 	$(bin)/python -m benchmarks
 
 clean:
-	rm -rf demo_out runs lightning_logs build dist htmlcov .coverage
+	rm -rf demo_out lightning_logs build dist htmlcov .coverage
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	find nlhf_zoo plugins tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import EnumerableOracle, Game, Policy, QueryCount, Solver, State
+from nlhf_zoo.interfaces import EnumerableOracle, Game, Policy, QueryCount, ReverseKL, Solver, State
 from nlhf_zoo.metrics import duality_gap as gap_of
 from nlhf_zoo.metrics import kl_divergence, span
 from nlhf_zoo.registry import lookup
@@ -71,8 +72,14 @@ def configure(solver: Solver | str, /, **hyperparameters: Any) -> Solver:
 
 
 def duality_gap(game: Game, policy: Policy) -> Tensor:
-    """(...) how much the best opponent of `policy` gains over it, twice: 0 only at an equilibrium. Not counted."""
+    """(...) how much the best opponent of `policy` gains over it, twice: 0 only at an equilibrium. Not counted.
+
+    Raises:
+        BadInput: not a table, or a game whose regulariser is not the reverse KL.
+    """
     table, reference = _tables(game, policy)
+    if game.beta > 0 and not isinstance(game.divergence, ReverseKL):
+        raise BadInput(f"the duality gap is known for the reverse KL only, not for {type(game.divergence).__name__}")
     with game.oracle.uncounted():
         payoff = _truth(game.oracle, table)
     return gap_of(payoff, table.log_probs, reference.log_probs, game.beta)
@@ -159,8 +166,8 @@ def solve(
     state = resume or solver.init(game, policy or game.reference)
     generator = _generator(state.current, seed)
     measure = _Measure(game, state.current, target)
-    if tol is not None and not measure.possible:
-        raise BadInput("tol= needs a policy whose responses can be listed; give steps= alone")
+    if tol is not None and not measure.gap_known:
+        raise BadInput("tol= needs a duality gap: listed responses and the reverse KL; give steps= alone")
 
     seconds, converged = 0.0, False
     history = [measure.row(state, seconds)]
@@ -171,6 +178,8 @@ def solve(
         if converged or spent:
             break
         begun = time.perf_counter()
+        # Each step has a seed of its own, so that a resumed run draws what it would have drawn.
+        generator.manual_seed(int(np.random.SeedSequence((seed, state.step)).generate_state(1, np.uint64)[0] >> 1))
         state = _step(game, solver, state, generator)
         seconds += time.perf_counter() - begun
         if state.step % every == 0:
@@ -193,11 +202,12 @@ class _Measure:
     def __init__(self, game: Game, policy: Policy, target: TabularPolicy | None) -> None:
         self.game = game
         self.possible = isinstance(policy, TabularPolicy) and isinstance(game.oracle, EnumerableOracle)
+        self.gap_known = self.possible and (game.beta == 0 or isinstance(game.divergence, ReverseKL))
         self.target = target
         if self.possible and target is None and game.beta > 0:
             try:
                 self.target = equilibrium(game)
-            except BadInput:  # an operator, or a divergence, without a known equilibrium: the gap alone is shown
+            except BadInput:  # an operator, or a divergence, without a known equilibrium
                 self.target = None
 
     def row(self, state: State, seconds: float) -> dict[str, Any]:
@@ -211,7 +221,8 @@ class _Measure:
         if not self.possible:
             return row
         assert isinstance(state.current, TabularPolicy)
-        row["duality_gap"] = _plain(duality_gap(self.game, state.current))
+        if self.gap_known:
+            row["duality_gap"] = _plain(duality_gap(self.game, state.current))
         if self.target is not None:
             goal = self.target.log_probs
             row["kl_to_equilibrium"] = _plain(kl_divergence(goal, state.current.log_probs))

@@ -90,7 +90,8 @@ def run(solver: Solver, steps: int, inner: int) -> int:
     pool = NetworkPool(number_net(1.0), number_net(-7.0), None, Decoding())
     game = Game(oracle, pool.policy(pool.reference), 0.5)
     plain = Game(oracle, Number(-7.0), 0.5)
-    state, numbers = solver.init(game, pool.policy()), solver.init(plain, Number(1.0))
+    state, numbers = pool.own_slots(solver.init(game, pool.policy())), solver.init(plain, Number(1.0))
+    numbers = attrs.evolve(numbers, policies={name: Number(1.0) for name in numbers.policies})
     trained = 0
     while state.step < steps:
         update, wanted = solver.propose(game, state), solver.propose(plain, numbers)

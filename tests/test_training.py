@@ -212,6 +212,12 @@ def test_gradient_checkpointing_changes_nothing(folder: Path, tmp_path: Path) ->
         ({"beta": 0.0}, "beta"),
         ({"steps": 0}, "steps"),
         ({"num_samples": 1}, "num_samples"),
+        ({"precision": "foo"}, "foo"),
+        ({"devices": "abc"}, "abc"),
+        ({"devices": 0}, "devices 0"),
+        ({"strategy": "foo"}, "foo"),
+        ({"accelerator": "cuda"}, "cuda"),
+        ({"seed": 2**40}, "seed"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )
@@ -229,6 +235,45 @@ def test_a_used_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match="not empty"):
         train(TrainConfig(**settings(folder, tmp_path / "run")))
+
+
+def test_another_run_is_not_resumed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TrainConfig(**settings(folder, out)))
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step=4.ckpt"]
+    for changes in ({"solver": "online_dpo"}, {"beta": 0.5}, {"seed": 7}, {"solver_options": {"eta": 0.3}}):
+        with pytest.raises(BadInput, match=next(iter(changes))):
+            train(TrainConfig(**settings(folder, out, resume=True, **changes)))
+    longer = train(TrainConfig(**settings(folder, out, resume=True, steps=6)))
+    whole = train(TrainConfig(**settings(folder, tmp_path / "whole", steps=6)))
+    assert longer["steps"] == 6
+    assert all(torch.equal(value, weights(tmp_path / "whole")[key]) for key, value in weights(out).items())
+    assert longer["seconds"] > 0
+    assert longer["tokens_generated"] == whole["tokens_generated"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match="no run to resume"):
+        train(TrainConfig(**settings(folder, tmp_path / "other", resume=True)))
+
+
+def broken_judge(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    return [2.0] * len(prompts)
+
+
+def test_a_broken_second_judge_is_found_before_training(folder: Path, tmp_path: Path) -> None:
+    judge = {"eval_oracle": "callable", "eval_oracle_options": {"function": "tests.test_training:broken_judge"}}
+    with pytest.raises(BadInput, match="2"):
+        train(TrainConfig(**settings(folder, tmp_path / "run", steps=4, **judge)))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_opponents_tokens_are_counted(folder: Path, tmp_path: Path) -> None:
+    """Online DPO generates 4 batches of 4 x 3 responses of at most 6 tokens, NashMD as many for its opponent."""
+    alone, both = (
+        train(TrainConfig(**settings(folder, tmp_path / name, solver=name)))["tokens_generated"]
+        for name in ("online_dpo", "nash_md")
+    )
+    assert 200 < alone <= 4 * 4 * 3 * 6 < both <= 2 * 4 * 4 * 3 * 6
 
 
 def test_prompt_order_visits_all_before_any_again() -> None:

@@ -37,10 +37,10 @@ class Scale:
     hidden: int = 128
     layers: int = 2
     heads: int = 4
-    fit_steps: int = 500
+    fit_steps: int = 450
     fit_batch: int = 48
     fit_rate: float = 4e-3
-    steps: int = 160
+    steps: int = 150
     batch: int = 24
     samples: int = 4
     rate: float = 3e-4

@@ -53,6 +53,9 @@ class PreferenceOracle(ABC):
     but one comparison a row); calls are counted by this base class, so a subclass cannot forget to.
     """
 
+    answers_by_coin: bool = False
+    """Whether a comparison is to come out as 0 or 1, by a coin with the probability, thrown by whoever asks."""
+
     _queries = QueryCount()
     _depth = 0
 

@@ -51,9 +51,11 @@ def load_tokenizer(tokenizer: str, trust_remote_code: bool = False) -> PreTraine
 
 
 def _load(what: str, source: str, load: Any) -> Any:
+    from safetensors import SafetensorError
+
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if Path(source).exists() or source.startswith((".", "/", "~")):
             hint = "give a folder in transformers format" if Path(source).exists() else "there is no such folder"
         else:

@@ -27,7 +27,7 @@ class Objective:
 
     loss: Tensor
     measured: dict[str, Tensor]
-    responses: TokenResponses
+    tokens_generated: int = 0
 
 
 def sampled_objective(
@@ -61,8 +61,11 @@ def sampled_objective(
 
     measured: dict[str, Tensor] = {"length": drawn.lengths.float().mean()}
     ratio = None if update.loss is None else _log_ratio(update.start, game.reference, student, prompts, drawn, value)
-    advantage, preference = _against_opponents(student, update, game, prompts, drawn, ratio, generator)
-    measured["preference"] = preference
+    if ratio is not None:
+        measured["kl_to_reference"] = ratio.mean()
+    advantage, met = _against_opponents(student, update, game, prompts, drawn, ratio, generator)
+    if met.preference is not None:
+        measured["preference"] = met.preference
     returns = torch.zeros_like(value)
     for anchor in update.anchors:
         rho = _language(anchor.policy)
@@ -79,7 +82,7 @@ def sampled_objective(
         "advantage_std": advantage.std(),
         "log_prob_per_token": value.sum() / drawn.lengths.sum(),
     }
-    return Objective(loss, measured, drawn)
+    return Objective(loss, measured, int(drawn.mask.sum()) + met.tokens)
 
 
 def leave_one_out(values: Tensor) -> Tensor:
@@ -115,6 +118,14 @@ def _log_ratio(
         return log_start - _language(reference).log_prob(prompts, responses)
 
 
+@attrs.frozen(eq=False)
+class Met:
+    """Tokens that the opponents generated, and the mean preference over them (`None` against itself: 1/2)."""
+
+    tokens: int
+    preference: Tensor | None
+
+
 def _against_opponents(
     student: LanguagePolicy,
     update: Update,
@@ -123,33 +134,33 @@ def _against_opponents(
     drawn: TokenResponses,
     ratio: Tensor | None,
     generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """(B, K) advantage v - baseline, and the mean preference over the opponent (a scalar)."""
+) -> tuple[Tensor, Met]:
+    """(B, K) advantage v - baseline, and what the opponents did."""
     itself = isinstance(update.opponent, Itself)
     terms = ((student, 1.0),) if isinstance(update.opponent, Itself) else update.opponent.terms
     total = torch.zeros(drawn.tokens.shape[:2], device=drawn.tokens.device, dtype=torch.float64)
-    preference = torch.zeros((), device=total.device, dtype=total.dtype)
+    tokens, preference = 0, None
     for policy, weight in terms:
         opponent = _language(policy)
         if itself or same_network(opponent, student):
-            judged = _self_play(game, prompts, drawn)
+            judged = _self_play(game, prompts, drawn, generator)
             off = ~torch.eye(judged.shape[-1], dtype=torch.bool, device=judged.device)
             h = None if ratio is None else ratio.unsqueeze(-1) - ratio.unsqueeze(-2)
             signal = _signal(update.loss, judged, h)
             even = _signal(update.loss, torch.full_like(judged[:1, :1, 0], 0.5), torch.zeros_like(judged[:1, :1, 0]))
             value = torch.where(off, signal, 0.0).sum(-1) / (judged.shape[-1] - 1)
             total = total + weight * (value - even)
-            preference = preference + weight * 0.5
         else:
             answers = opponent.sample(prompts, drawn.num_samples, generator)
-            judged = _paired(game, prompts, drawn, answers)
+            tokens += int(answers.mask.sum())
+            judged = _paired(game, prompts, drawn, answers, generator)
             h = None
             if ratio is not None:
                 h = ratio - _log_ratio(update.start, game.reference, student, prompts, answers, None)
             value = _signal(update.loss, judged, h)
             total = total + weight * (value - leave_one_out(value))
-            preference = preference + weight * judged.mean()
-    return total, preference
+            preference = judged.mean()
+    return total, Met(tokens, preference)
 
 
 def _signal(loss: PairwiseLoss | None, preference: Tensor, log_ratio: Tensor | None) -> Tensor:
@@ -159,16 +170,44 @@ def _signal(loss: PairwiseLoss | None, preference: Tensor, log_ratio: Tensor | N
     return loss.signal(preference, log_ratio.to(preference.dtype))
 
 
-def _self_play(game: Game, prompts: PromptBatch, drawn: TokenResponses) -> Tensor:
+def _ask(
+    game: Game, prompts: list[str], first: list[str], second: list[str], generator: torch.Generator | None
+) -> Tensor:
+    """(N,) P(first > second), judged in the precision that the oracle was loaded in, not in that of the training."""
+    oracle, default = game.oracle, torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            answer = oracle.probability(prompts, first, second).double()
+    finally:
+        torch.set_default_dtype(default)
+    if oracle.answers_by_coin:
+        answer = torch.bernoulli(answer.cpu(), generator=_on_cpu(generator))
+    return answer
+
+
+def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
+    # A coin a pair is little work: it is drawn on the CPU, from a seed that the run's generator gives.
+    if generator is None or generator.device.type == "cpu":
+        return generator
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed))
+
+
+def _self_play(
+    game: Game, prompts: PromptBatch, drawn: TokenResponses, generator: torch.Generator | None = None
+) -> Tensor:
     """(B, K, K) P(response i > response j), each unordered pair asked once."""
     count = drawn.num_samples
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
     rows = [(b, i, j) for b in range(len(prompts)) for i, j in pairs]
-    answer = game.oracle.probability(
+    answer = _ask(
+        game,
         [prompts.judged[b] for b, _, _ in rows],
         [drawn.texts[b][i] for b, i, _ in rows],
         [drawn.texts[b][j] for b, _, j in rows],
-    ).to(drawn.tokens.device, torch.float64)
+        generator,
+    ).to(drawn.tokens.device)
     judged = torch.full((len(prompts), count, count), 0.5, dtype=torch.float64, device=drawn.tokens.device)
     b, i, j = torch.tensor(rows, device=judged.device).T
     judged[b, i, j] = answer
@@ -176,14 +215,22 @@ def _self_play(game: Game, prompts: PromptBatch, drawn: TokenResponses) -> Tenso
     return judged
 
 
-def _paired(game: Game, prompts: PromptBatch, drawn: TokenResponses, answers: TokenResponses) -> Tensor:
+def _paired(
+    game: Game,
+    prompts: PromptBatch,
+    drawn: TokenResponses,
+    answers: TokenResponses,
+    generator: torch.Generator | None,
+) -> Tensor:
     """(B, K) P(response k > the opponent's answer k)."""
-    answer = game.oracle.probability(
+    answer = _ask(
+        game,
         [text for text in prompts.judged for _ in range(drawn.num_samples)],
         [text for row in drawn.texts for text in row],
         [text for row in answers.texts for text in row],
+        generator,
     )
-    return answer.to(drawn.tokens.device, torch.float64).reshape(len(prompts), -1)
+    return answer.to(drawn.tokens.device).reshape(len(prompts), -1)
 
 
 def exact_payoff(
@@ -229,4 +276,4 @@ def exact_objective(
     with torch.no_grad():
         anchors = [(_language(a.policy).table(prompts, responses), a.weight) for a in update.anchors]
     value = improvement_value(log_policy, payoff.to(log_policy.dtype), anchors, game.divergence)
-    return Objective(-value.mean(), {"loss": -value.detach().mean()}, responses)
+    return Objective(-value.mean(), {"loss": -value.detach().mean()})

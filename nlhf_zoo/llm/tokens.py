@@ -104,15 +104,18 @@ def encode_prompts(
     decoding: Decoding,
     device: torch.device | str = "cpu",
     judged: Sequence[str] | None = None,
+    templated: bool = False,
 ) -> PromptBatch:
-    """Tokenise prompts; a chat template's own special tokens are not added twice.
+    """Tokenise prompts as the tokenizer itself would; what a chat template wrote gets no special tokens more.
+
+    Prompts that are cut keep their beginning-of-sequence token.
 
     Raises:
         BadInput: no prompts, or one that comes to no token at all.
     """
     if not texts:
         raise BadInput("no prompts to answer")
-    rows = [_prompt_ids(text, tokenizer)[-decoding.max_prompt_tokens :] for text in texts]
+    rows = [_prompt_ids(text, tokenizer, templated, decoding.max_prompt_tokens) for text in texts]
     empty = next((i for i, row in enumerate(rows) if not row), None)
     if empty is not None:
         raise BadInput(
@@ -127,13 +130,18 @@ def encode_prompts(
     return PromptBatch(tuple(texts), tuple(judged or texts), tokens.to(device), mask.to(device))
 
 
-def _prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    begin = tokenizer.bos_token
-    templated = isinstance(begin, str) and text.startswith(begin)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
-    if not templated and tokenizer.bos_token_id is not None:
-        ids = [int(tokenizer.bos_token_id), *ids]  # type: ignore[arg-type]
-    return ids
+def _prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase, templated: bool, most: int) -> list[int]:
+    begin, end = tokenizer.bos_token, tokenizer.eos_token_id
+    plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    ids = plain
+    if not templated and not (isinstance(begin, str) and begin and text.startswith(begin)):
+        ids: list[int] = tokenizer(text)["input_ids"]  # type: ignore[assignment]
+        # Some tokenizers close every text; a prompt is to be gone on with.
+        if ids and ids[-1] == end and plain[-1:] != [end]:
+            ids = ids[:-1]
+    if len(ids) <= most:
+        return ids
+    return [ids[0], *ids[len(ids) - most + 1 :]] if ids[0] == tokenizer.bos_token_id and most > 1 else ids[-most:]
 
 
 def encode_responses(

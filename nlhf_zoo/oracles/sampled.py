@@ -30,6 +30,8 @@ class SampledOracle(EnumerableOracle):
         comparisons: comparisons a response, >= 1.
     """
 
+    answers_by_coin = True
+
     def __init__(self, oracle: EnumerableOracle, comparisons: int = 1) -> None:
         if comparisons < 1:
             raise BadInput(f"a sampled oracle needs at least 1 comparison a response, got {comparisons}")
@@ -83,5 +85,5 @@ class SampledOracle(EnumerableOracle):
         return (coins * signs).mean(-1) * size
 
     def probability(self, prompts: Any, first: Any, second: Any) -> Tensor:
-        """(B,) the exact P of the wrapped oracle: single comparisons are drawn by whoever asks."""
+        """(B,) the chance of the coin: `answers_by_coin` tells whoever asks to throw it, from its own generator."""
         return self.base.probability(prompts, first, second)

@@ -69,7 +69,7 @@ def load() -> Registry:
         distribution, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "0")
         try:
             contributions = _contributions(manager, point, distribution, version)
-        except Exception as error:  # a plugin is foreign code: whatever it raises is its own report
+        except (Exception, SystemExit) as error:  # a plugin is foreign code: whatever it raises is its own report
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             broken.append(Broken(point.name, distribution, message))
             continue
@@ -92,6 +92,7 @@ def _contributions(
     others = [p for p in manager.get_plugins() if p is not plugin]
     result: list[tuple[Kind, Entry]] = []
     try:
+        manager.check_pending()  # a hook with a misspelt name is refused, not ignored
         for kind in KINDS:
             for answer in manager.subset_hook_caller(f"nlhf_zoo_{kind}", others)():
                 result.extend((kind, Entry(key, item, distribution, version)) for key, item in _items(answer))

@@ -78,7 +78,10 @@ def find_equilibrium(game: Game, tol: float = 1e-10) -> EquilibriumReport:
         raise BadInput("the reference gives a response probability zero; every response needs a positive one")
     payoffs = _Payoffs(oracle.matrix().double(), log_reference)
 
-    z, steps, rescues = _follow_path(payoffs, game.beta)
+    try:
+        z, steps, rescues = _follow_path(payoffs, game.beta)
+    except torch.linalg.LinAlgError:
+        raise NotConverged(f"equilibrium: beta = {game.beta:g} is too small for double precision") from None
     policy = TabularPolicy(z)
     gap = duality_gap(payoffs.of(z), policy.log_probs, log_reference, game.beta)
     if not bool((gap <= tol).all()):

@@ -21,6 +21,14 @@ def _at_least(least: float, *, strictly: bool = False) -> Any:
     return check
 
 
+def _below(most: int) -> Any:
+    def check(_: Any, field: Any, value: int) -> None:
+        if value >= most:
+            raise BadInput(f"{field.name} must be < {most}, got {value}")
+
+    return check
+
+
 @attrs.frozen(kw_only=True)
 class TrainConfig:
     """One run of `nlhf-zoo train`.
@@ -103,7 +111,7 @@ class TrainConfig:
     devices: int | str = 1
     strategy: str = "auto"
     precision: str = "32-true"
-    seed: int = attrs.field(default=0, validator=_at_least(0))
+    seed: int = attrs.field(default=0, validator=[_at_least(0), _below(2**31)])
     checkpoint_every: int = attrs.field(default=100, validator=_at_least(1))
     keep_checkpoints: int = attrs.field(default=2, validator=_at_least(1))
     log_every: int = attrs.field(default=1, validator=_at_least(1))

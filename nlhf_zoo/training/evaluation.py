@@ -12,9 +12,8 @@ import torch
 from nlhf_zoo.interfaces import PreferenceOracle
 from nlhf_zoo.intervals import wilson_interval
 from nlhf_zoo.llm import LanguagePolicy
-from nlhf_zoo.llm.tokens import encode_prompts
 from nlhf_zoo.training.module import seeded
-from nlhf_zoo.training.stream import PromptText
+from nlhf_zoo.training.stream import PromptText, encoded_prompts
 
 __all__ = ["Answers", "Estimate", "answer", "distance", "win_rate"]
 
@@ -56,9 +55,7 @@ def answer(
     lengths: list[int] = []
     for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
-        batch = encode_prompts(
-            [p.rendered for p in rows], policy.tokenizer, policy.decoding, policy.device, [p.judged for p in rows]
-        )
+        batch = encoded_prompts(rows, policy)
         drawn = policy.sample(batch, 1, seeded(policy.device, seed, start))
         texts += [row[0] for row in drawn.texts]
         own += policy.log_prob(batch, drawn).flatten().double().tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nlhf_zoo.interfaces import Game, Outcome, QueryCount, Solver, State, Update
 from nlhf_zoo.llm.objective import sampled_objective
-from nlhf_zoo.llm.tokens import encode_prompts
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.networks import NetworkPool, SlotPolicy
-from nlhf_zoo.training.stream import PromptText
+from nlhf_zoo.training.stream import PromptText, encoded_prompts
 
 __all__ = ["NashTraining", "seeded"]
 
@@ -41,12 +41,22 @@ class NashTraining(LightningModule):
         super().__init__()
         self.pool, self.solver, self.config = pool, solver, config
         self.game = attrs.evolve(game, reference=pool.policy(pool.reference))
-        self.state = solver.init(self.game, pool.policy())
+        self.state = pool.own_slots(solver.init(self.game, pool.policy()))
         self.update: Update | None = None
         self.inner_done = 0
         self.tokens_generated = 0
+        self.seconds_before = 0.0
+        self._begun = time.perf_counter()
         self._queries = QueryCount()
         self._dropout_off()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the training, sessions before a resume included."""
+        return self.seconds_before + time.perf_counter() - self._begun
+
+    def on_fit_start(self) -> None:
+        self._begun = time.perf_counter()
 
     @property
     def current(self) -> SlotPolicy:
@@ -60,15 +70,13 @@ class NashTraining(LightningModule):
         torch.manual_seed(int(seeded("cpu", self.config.seed, number, self.global_rank, 1).initial_seed()))
         generator = seeded(self.device, self.config.seed, number, self.global_rank)
         student = self.pool.policy()
-        encoded = encode_prompts(
-            [p.rendered for p in prompts], student.tokenizer, student.decoding, self.device, [p.judged for p in prompts]
-        )
+        encoded = encoded_prompts(prompts, student)
         before = self.game.oracle.queries
         # Dropout would make the trained policy another than the sampled one; recomputation needs train mode.
         self.pool.student.train(self.config.gradient_checkpointing)
         objective = sampled_objective(student, update, self.game, encoded, self.config.num_samples, generator)
         self._queries = self._queries + (self.game.oracle.queries - before)
-        self.tokens_generated += int(objective.responses.mask.sum())
+        self.tokens_generated += objective.tokens_generated
         self._log(objective.measured, len(prompts))
         return objective.loss
 
@@ -126,6 +134,7 @@ class NashTraining(LightningModule):
             "accepted_queries": [self.state.queries.exact, self.state.queries.sampled],
             "inner_done": self.inner_done,
             "tokens_generated": self.tokens_generated,
+            "seconds": self.seconds,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -139,7 +148,7 @@ class NashTraining(LightningModule):
         )
         self._queries = QueryCount(*saved["queries"])
         self.update, self.inner_done = None, saved["inner_done"]
-        self.tokens_generated = saved["tokens_generated"]
+        self.tokens_generated, self.seconds_before = saved["tokens_generated"], saved["seconds"]
         for key, value in self.pool.reference.state_dict().items():
             checkpoint["state_dict"][f"pool.reference.{key}"] = value
 
@@ -148,5 +157,7 @@ class NashTraining(LightningModule):
         for module in self.pool.student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-            elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0  # type: ignore[assignment]
+            # Attention and some feed-forward layers keep a rate, and apply it as a function.
+            for name, value in list(vars(module).items()):
+                if "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)

@@ -117,8 +117,10 @@ class NetworkPool(nn.Module):
         if any(s is n for s in here for n in needed):
             spare = self._take()
             copy_weights(self.student, spare)
+            # Others go on standing for the student: what they are read for, they are read for before it moves.
             for slot in here:
-                slot.network = spare
+                if any(slot is n for n in needed):
+                    slot.network = spare
         if moved:
             assert start.network is not None
             copy_weights(start.network, self.student)
@@ -155,13 +157,19 @@ class NetworkPool(nn.Module):
         self.spares.append(spare.eval())
         return len(self.spares) - 1
 
+    def own_slots(self, state: State) -> State:
+        """The same state with a value of its own for each slot, so that one can be saved without the others."""
+        slots = {name: self.policy(_slots([policy])[0].network) for name, policy in state.policies.items()}
+        return attrs.evolve(state, policies=slots)
+
     def describe(self, state: State) -> dict[str, Any]:
         """Which network each slot is on, in plain values, for a checkpoint."""
         slots = {name: self._place(policy) for name, policy in state.policies.items()}
         return {"slots": slots, "spares": len(self.spares)}
 
     def _place(self, policy: Policy) -> str:
-        assert isinstance(policy, SlotPolicy)
+        if not isinstance(policy, SlotPolicy):
+            raise BadInput("on a language model, a solver's slots hold plain policies; keep a mixture's parts instead")
         if policy.network is self.student:
             return "student"
         if policy.network is self.reference:
@@ -193,10 +201,11 @@ def models_held(solver: Solver, game: Game, inner_steps: int, steps: int = 3) ->
     """Networks in memory at the most, student and reference included, found by a dry run on empty networks."""
     pool = NetworkPool(nn.Linear(1, 1), nn.Linear(1, 1), None, Decoding())
     dry = attrs.evolve(game, reference=pool.policy(pool.reference))
-    state = solver.init(dry, pool.policy())
+    state = pool.own_slots(solver.init(dry, pool.policy()))
     while state.step < steps:
         update = solver.propose(dry, state)
         pool.begin(solver, dry, state, update, update.steps or inner_steps)
         state = solver.accept(dry, state, Outcome(pool.policy(), QueryCount()))
         pool.settle(state)
+        pool.describe(state)
     return 2 + len(pool.spares)

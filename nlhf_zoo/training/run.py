@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,8 @@ class Run:
     oracles: Mapping[str, PreferenceOracle]
     prompts: tuple[PromptText, ...]
     held_out: tuple[PromptText, ...]
-    pool: NetworkPool
-    game: Game
+    module: NashTraining
+    trainer: Trainer
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -65,29 +64,31 @@ def train(config: TrainConfig) -> dict[str, Any]:
         BadInput: a setting, model, data set or oracle that cannot be used; nothing has been written then.
     """
     checkpoint = _checkpoint(config)
-    run = _prepare(config)
+    run = _prepare(config, checkpoint)
     out = config.out
     _write(out / "config.yaml", yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True))
-    module = NashTraining(run.pool, run.solver, run.game, config)
+    module, trainer = run.module, run.trainer
     data = PromptData(run.prompts, config.batch_size, config.seed)
     held = models_held(run.solver, module.game, config.inner_steps)
     logger.info("%s holds %d models in memory, student and reference included", run.solver.name, held)
+    if config.precision.endswith("-true") and not config.precision.startswith(("32", "64")):
+        logger.warning("%s weights lose updates below 1/256 of their size; mixed keeps them", config.precision)
 
-    begun = time.perf_counter()
     with quiet_lightning():
-        trainer = _trainer(config, run)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    seconds = time.perf_counter() - begun
+    seconds = module.seconds
     if trainer.interrupted:
         raise KeyboardInterrupt
+    # fit() moves the model to the CPU when it ends; evaluation belongs where training was.
+    module.to(trainer.strategy.root_device)
     result: dict[str, Any] = {
         "solver": run.solver.name,
         "solver_options": _plain(attrs.asdict(run.solver)),  # type: ignore[arg-type]  # solvers are attrs classes
         "beta": config.beta,
         "steps": trainer.global_step,
         "solver_steps": module.state.step,
-        "queries": module.state.queries.total,
-        "tokens_generated": module.tokens_generated,
+        "queries": _over_all(trainer, module.state.queries.total),
+        "tokens_generated": _over_all(trainer, module.tokens_generated),
         "seconds": seconds,
         "models_held": held,
     }
@@ -99,25 +100,59 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
+def _over_all(trainer: Trainer, count: int) -> int:
+    """The sum over all processes."""
+    if trainer.world_size == 1:
+        return count
+    total = trainer.strategy.reduce(torch.tensor(float(count), dtype=torch.float64), reduce_op="sum")
+    return int(total)
+
+
 def _checkpoint(config: TrainConfig) -> str | None:
     """The newest checkpoint to resume from; also says whether the folder may be used at all."""
     if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not config.resume:
         return None  # the first process has looked, and has begun to write
     if config.out.exists() and not config.out.is_dir():
         raise BadInput(f"out: {config.out} is a file; give a folder")
-    found = sorted((config.out / "checkpoints").glob("*.ckpt"), key=_step_of) if config.out.exists() else []
-    if config.resume:
-        return str(found[-1]) if found else None
-    if config.out.exists() and any(config.out.iterdir()):
+    used = config.out.exists() and any(config.out.iterdir())
+    if used and not config.resume:
         raise BadInput(f"out: {config.out} is not empty; give a new folder, or resume to go on with the run in it")
-    return None
+    if not used:
+        return None
+    _same_run(config)
+    found = sorted((config.out / "checkpoints").glob("step=*.ckpt"), key=_step_of)
+    return str(found[-1]) if found else None
 
 
 def _step_of(path: Path) -> int:
-    return int(path.stem.rsplit("=", 1)[-1])
+    number = path.stem.removeprefix("step=")
+    return int(number) if number.isdigit() else -1
 
 
-def _prepare(config: TrainConfig) -> Run:
+# What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
+_FREE = {
+    *("out", "resume", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "logger", "show_samples"),
+    *("eval_every", "eval_batch_size", "eval_oracle", "eval_oracle_options"),
+    *("accelerator", "devices", "strategy", "gradient_checkpointing", "trust_remote_code"),
+}
+
+
+def _same_run(config: TrainConfig) -> None:
+    """Refuse to go on with another run's checkpoint."""
+    saved = config.out / "config.yaml"
+    if not saved.is_file():
+        raise BadInput(f"out: {config.out} holds no run to resume (it has no config.yaml); give its folder")
+    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    now = _plain(attrs.asdict(config))
+    for name, value in now.items():
+        if name not in _FREE and isinstance(before, dict) and before.get(name, value) != value:
+            raise BadInput(
+                f"resume: {name} was {before[name]!r} in the run in {config.out}, and is {value!r} now;"
+                " resume with the same, or give a new folder"
+            )
+
+
+def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     cls = lookup("solvers", config.solver)
     if "llm" not in cls.backends:
         raise BadInput(f"{config.solver} runs on tables only; nlhf-zoo list shows which solvers train language models")
@@ -140,10 +175,10 @@ def _prepare(config: TrainConfig) -> Run:
     decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature)
     pool = NetworkPool(student, reference.eval(), tokenizer, decoding)
     game = Game(oracles["training"], pool.policy(reference), config.beta)
-    solver.init(game, pool.policy())  # refuses a game it cannot play, before anything is written
-    return Run(
-        config, solver, oracles, _texts(prompts, tokenizer, config), _texts(held_out, tokenizer, config), pool, game
-    )
+    held = _texts(held_out, tokenizer, config)
+    module = NashTraining(pool, solver, game, config)
+    trainer = _trainer(config, checkpoint, [_Evaluate(config, oracles, held)])
+    return Run(config, solver, oracles, _texts(prompts, tokenizer, config), held, module, trainer)
 
 
 def _oracle(name: str, options: Mapping[str, Any]) -> PreferenceOracle:
@@ -151,7 +186,8 @@ def _oracle(name: str, options: Mapping[str, Any]) -> PreferenceOracle:
     try:
         return factory(**options)
     except TypeError as error:
-        raise BadInput(f"oracle {name}: {error}; see nlhf-zoo list") from None
+        reason = str(error).rpartition("() ")[2]
+        raise BadInput(f"oracle {name} {reason}; see nlhf-zoo list") from None
 
 
 def _split(prompts: Sequence[Prompt], size: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -164,7 +200,10 @@ def _split(prompts: Sequence[Prompt], size: int, seed: int) -> tuple[list[Prompt
 
 def _texts(prompts: Sequence[Prompt], tokenizer: Any, config: TrainConfig) -> tuple[PromptText, ...]:
     rendered = render_prompts(prompts, tokenizer, chat=config.chat)
-    return tuple(PromptText(text, _judged(prompt)) for text, prompt in zip(rendered, prompts, strict=True))
+    return tuple(
+        PromptText(text, _judged(prompt), config.chat or not isinstance(prompt, str))
+        for text, prompt in zip(rendered, prompts, strict=True)
+    )
 
 
 def _judged(prompt: Prompt) -> str:
@@ -176,7 +215,7 @@ def _judged(prompt: Prompt) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _trainer(config: TrainConfig, run: Run) -> Trainer:
+def _trainer(config: TrainConfig, checkpoint: str | None, watching: Sequence[Callback]) -> Trainer:
     checkpoints = ModelCheckpoint(
         dirpath=config.out / "checkpoints",
         filename="{step}",
@@ -186,98 +225,124 @@ def _trainer(config: TrainConfig, run: Run) -> Trainer:
         every_n_train_steps=config.checkpoint_every,
         save_on_train_epoch_end=False,
     )
-    callbacks: list[Callback] = [checkpoints, TQDMProgressBar(), _Evaluate(run)]
+    callbacks: list[Callback] = [checkpoints, TQDMProgressBar(), *watching]
     if config.logger != "none":
         callbacks.append(LearningRateMonitor("step"))
-    return Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        strategy=config.strategy,
-        precision=config.precision,  # type: ignore[arg-type]  # checked by Lightning, whose list grows
-        max_steps=config.steps,
-        max_epochs=-1,
-        gradient_clip_val=config.max_grad_norm or None,
-        log_every_n_steps=config.log_every,
-        logger=_logger(config),
-        callbacks=callbacks,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=config.out,
-    )
+    try:
+        return Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]  # checked by Lightning, whose list grows
+            max_steps=config.steps,
+            max_epochs=-1,
+            gradient_clip_val=config.max_grad_norm or None,
+            log_every_n_steps=config.log_every,
+            logger=_logger(config, checkpoint),
+            callbacks=callbacks,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=config.out,
+        )
+    except Exception as error:  # Lightning raises half a dozen kinds for settings it cannot serve
+        where = f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy}"
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"{where}, precision {config.precision}: {reason}") from None
 
 
-def _logger(config: TrainConfig) -> Any:
+def _logger(config: TrainConfig, checkpoint: str | None) -> Any:
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
     kinds = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}
     if config.logger == "none":
         return False
-    return kinds[config.logger](save_dir=config.out, name="logs", version="")
+    # A folder a session: a logger would delete what the one before the resume has written.
+    session = "" if checkpoint is None else f"resumed_at_{_step_of(Path(checkpoint))}"
+    return kinds[config.logger](save_dir=config.out, name="logs", version=session)
 
 
 class _Evaluate(Callback):
-    """The oracle's audit at the start, and the evaluation on held-out prompts every so many batches."""
+    """The oracles' audit at the start, the evaluation every so many batches, and a checkpoint of the end."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.every = run, run.config.eval_every
+    def __init__(
+        self, config: TrainConfig, oracles: Mapping[str, PreferenceOracle], held_out: Sequence[PromptText]
+    ) -> None:
+        self.config, self.oracles, self.held_out = config, oracles, held_out
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step == 0:
             assert isinstance(pl_module, NashTraining)
-            found = _audit(self.run, pl_module)
-            _write(self.run.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
+            found = _audit(self.config, self.oracles, self.held_out, pl_module)
+            _write(self.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.every or trainer.global_step % self.every or not trainer.is_global_zero:
+        every = self.config.eval_every
+        if not every or trainer.global_step % every or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, NashTraining)
-        figures, _mine, _theirs = _evaluate(self.run, pl_module)
+        figures, _mine, _theirs = _evaluate(self.config, self.oracles, self.held_out, pl_module)
         for name, estimate in figures["win_rate"].items():
             pl_module.log(f"eval/win_rate_{name}", estimate["mean"], rank_zero_only=True)
         pl_module.log("eval/kl_to_reference", figures["kl_to_reference"]["mean"], rank_zero_only=True)
         pl_module.log("eval/length", float(figures["length"]), rank_zero_only=True)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = self.config.out / "checkpoints" / f"step={trainer.global_step}.ckpt"
+        if not trainer.interrupted and not last.exists():
+            trainer.save_checkpoint(last)
 
-def _audit(run: Run, module: NashTraining) -> dict[str, Any]:
-    """What the training oracle says of pairs of the reference's own answers; warnings are logged."""
+
+def _audit(
+    config: TrainConfig,
+    oracles: Mapping[str, PreferenceOracle],
+    held_out: Sequence[PromptText],
+    module: NashTraining,
+) -> dict[str, Any]:
+    """What each oracle says of pairs of the reference's own answers; warnings are logged."""
     reference = module.pool.policy(module.pool.reference)
-    config = run.config
     first, second = (
-        answer(reference, reference, run.held_out, seed=config.seed + shift, batch_size=config.eval_batch_size)
+        answer(reference, reference, held_out, seed=config.seed + shift, batch_size=config.eval_batch_size)
         for shift in (2, 3)
     )
     pairs = [i for i, (a, b) in enumerate(zip(first.texts, second.texts, strict=True)) if a != b]
     if not pairs:
         logger.warning("the reference gave equal answers to every held-out prompt: there is nothing to prefer")
-        return {"pairs": 0}
-    judged = [run.held_out[i].judged for i in pairs]
-    found = audit(run.oracles["training"], judged, [first.texts[i] for i in pairs], [second.texts[i] for i in pairs])
-    for warning in found.warnings:
-        logger.warning("%s", warning)
-    return _plain(attrs.asdict(found))
+        return {}
+    judged = [held_out[i].judged for i in pairs]
+    found: dict[str, Any] = {}
+    for name, oracle in oracles.items():
+        one = audit(oracle, judged, [first.texts[i] for i in pairs], [second.texts[i] for i in pairs])
+        for warning in one.warnings:
+            logger.warning("%s oracle: %s", name, warning)
+        found[name] = _plain(attrs.asdict(one))
+    return found
 
 
-def _evaluate(run: Run, module: NashTraining) -> tuple[dict[str, Any], Answers, Answers]:
+def _evaluate(
+    config: TrainConfig,
+    oracles: Mapping[str, PreferenceOracle],
+    held_out: Sequence[PromptText],
+    module: NashTraining,
+) -> tuple[dict[str, Any], Answers, Answers]:
     reference = module.pool.policy(module.pool.reference)
-    config = run.config
-    policy = module.current
     return report(
-        policy, reference, run.held_out, run.oracles, seed=config.seed + 11, batch_size=config.eval_batch_size
+        module.current, reference, held_out, oracles, seed=config.seed + 11, batch_size=config.eval_batch_size
     )
 
 
 def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
-    figures, mine, theirs = _evaluate(run, module)
+    # The policy first: whatever becomes of the evaluation, the training is not lost.
+    policy = module.current
+    save_folder(out / "policy", policy.network, policy.tokenizer, {})
+    figures, mine, theirs = _evaluate(run.config, run.oracles, run.held_out, module)
     if run.config.show_samples:
         rows = [
             {"prompt": prompt.judged, "reference": reference, "policy": text}
             for prompt, reference, text in zip(mine.prompts, theirs.texts, mine.texts, strict=True)
         ][: run.config.show_samples]
         _write(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    policy = module.current
-    save_folder(out / "policy", policy.network, policy.tokenizer, {})
     audited = out / "audit.json"
     return {
         **figures,

@@ -10,15 +10,31 @@ import attrs
 import torch
 from lightning.pytorch import LightningDataModule
 
-__all__ = ["PromptData", "PromptText", "prompt_order"]
+from nlhf_zoo.llm import LanguagePolicy, PromptBatch
+from nlhf_zoo.llm.tokens import encode_prompts
+
+__all__ = ["PromptData", "PromptText", "encoded_prompts", "prompt_order"]
 
 
 @attrs.frozen
 class PromptText:
-    """One prompt: what the model reads, and what a judge reads."""
+    """One prompt: what the model reads, what a judge reads, and whether a chat template wrote the former."""
 
     rendered: str
     judged: str
+    templated: bool = False
+
+
+def encoded_prompts(prompts: Sequence[PromptText], policy: LanguagePolicy) -> PromptBatch:
+    """Prompts as tokens on the policy's device; those of one run are all templated, or none is."""
+    return encode_prompts(
+        [p.rendered for p in prompts],
+        policy.tokenizer,
+        policy.decoding,
+        policy.device,
+        judged=[p.judged for p in prompts],
+        templated=all(p.templated for p in prompts),
+    )
 
 
 def prompt_order(count: int, seed: int, start: int, length: int) -> list[int]:

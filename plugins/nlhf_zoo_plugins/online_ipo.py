@@ -35,7 +35,7 @@ class OnlineIPO(nz.Solver):
     """Mirror descent on the online IPO loss; on an LLM, one gradient step a batch is online IPO as published.
 
     Attributes:
-        eta: step size, 0 < eta < 1/beta; `None` is the largest that is proved to converge, 4 beta / (1 + 4 beta^2).
+        eta: step size, > 0; `None` is the largest that is proved to converge, 4 beta / (1 + 4 beta^2).
     """
 
     name = "online_ipo"
