@@ -80,7 +80,7 @@ def find_equilibrium(game: Game, tol: float = 1e-10) -> EquilibriumReport:
 
     try:
         z, steps, rescues = _follow_path(payoffs, game.beta)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg: a singular system
         raise NotConverged(f"equilibrium: beta = {game.beta:g} is too small for double precision") from None
     policy = TabularPolicy(z)
     gap = duality_gap(payoffs.of(z), policy.log_probs, log_reference, game.beta)
