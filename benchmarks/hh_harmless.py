@@ -311,8 +311,8 @@ def parser() -> argparse.ArgumentParser:
     add("--judge-epochs", type=int, default=3)
     add("--judge-rate", type=float, default=3e-4)
     add("--judge-dropout", type=float, default=0.1)
-    add("--steps", type=int, default=200, help="training batches of a solver")
-    add("--rate", type=float, default=1e-4, help="learning rate of a solver")
+    add("--steps", type=int, default=100, help="training batches of a solver")
+    add("--rate", type=float, default=5e-4, help="learning rate of a solver")
     add("--beta", type=float, default=1e-2)
     return described
 
