@@ -242,6 +242,29 @@ def test_softmax_policy_ascends_to_the_exact_improvement(seed: int) -> None:
     )
 
 
+def test_comparisons_are_counted_however_they_are_asked() -> None:
+    oracle = lookup("games", "random")(seed=0, responses=5)
+    first, second = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3])
+    by_keyword = oracle.probability(prompts=None, first=first, second=second)
+    assert torch.equal(by_keyword, oracle.probability(None, first, second))
+    assert oracle.queries.sampled == 6
+    with oracle.uncounted():
+        oracle.probability(None, first, second)
+    assert (oracle.queries.sampled, oracle.queries.exact) == (6, 0)
+
+
+def test_a_resumed_run_draws_what_it_would_have_drawn() -> None:
+    def sampled() -> Game:
+        return Game(SampledOracle(lookup("games", "random")(seed=0, responses=6), comparisons=3), beta=0.2)
+
+    whole = solve(sampled(), "nash_mp", steps=10, seed=4)
+    first = solve(sampled(), "nash_mp", steps=5, seed=4)
+    second = solve(sampled(), "nash_mp", steps=10, seed=4, resume=first.state)
+    assert torch.equal(whole.policy.log_probs, second.policy.log_probs)
+    assert not torch.equal(whole.policy.log_probs, solve(sampled(), "nash_mp", steps=10, seed=5).policy.log_probs)
+    assert second.queries == whole.queries
+
+
 def test_sampled_oracle_is_unbiased_and_counted() -> None:
     base = lookup("games", "random")(seed=0, responses=6)
     oracle = SampledOracle(base, comparisons=5)

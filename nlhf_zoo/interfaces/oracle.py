@@ -78,7 +78,9 @@ class PreferenceOracle(ABC):
 
     def query_cost(self, method: str, *args: Any, **kwargs: Any) -> QueryCount:
         """What one call of `method` ("probability" or "payoff") costs; one comparison a row by default."""
-        return QueryCount(exact=1) if method == "payoff" else QueryCount(sampled=len(args[1]))
+        if method == "payoff":
+            return QueryCount(exact=1)
+        return QueryCount(sampled=len(kwargs["first"] if "first" in kwargs else args[1]))
 
     @property
     def queries(self) -> QueryCount:
