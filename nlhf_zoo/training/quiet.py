@@ -23,7 +23,13 @@ REMARKS = (
 )
 # Lightning 2.6 uses what torch 2.13 deprecates; nobody who runs a fit can mend it.
 DEPRECATED = r".*isinstance\(treespec, LeafSpec\).*"
-TIPS = ("Tip: For seamless cloud", "GPU available:", "TPU available:", "`Trainer.fit` stopped:", "`weights_only` was not set")
+TIPS = (
+    "Tip: For seamless cloud",
+    "GPU available:",
+    "TPU available:",
+    "`Trainer.fit` stopped:",
+    "`weights_only` was not set",
+)
 
 
 @contextlib.contextmanager
