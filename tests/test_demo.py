@@ -71,7 +71,11 @@ def test_expected_win_rate_is_what_pure_kinds_give():
     assert expectation(PROMPTS, answers({"light": 3, "sound": 2, "movement": 1}), beta=1e-4).win_rate == pytest.approx(
         0.5, abs=1e-3
     )
-    assert expectation(PROMPTS, answers({"light": 20, "sound": 1, "movement": 1}), beta=0.1).win_rate > 0.52
+    skewed = answers({"light": 20, "sound": 1, "movement": 1})
+    assert expectation(PROMPTS, skewed, beta=1e-4).worst == pytest.approx(0.5, abs=1e-3)
+    # Held by a skewed reference, it beats that reference and can itself be beaten.
+    assert expectation(PROMPTS, skewed, beta=1).worst > 0.6
+    assert expectation(PROMPTS, skewed, beta=0.1).win_rate > 0.52
 
 
 def test_queries_to_a_gap_are_the_median_over_seeds():

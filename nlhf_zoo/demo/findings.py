@@ -108,9 +108,10 @@ def add_language(report: Report, play: LanguagePlay) -> None:
         " The second judge is never trained against. There can be no high win rate for everybody here: the game has"
         " no best kind of answer, and the equilibrium's own strength is that nothing beats it.",
     )
-    _judge_win_rates(report, rows, expectation(play.prompts, play.answers["reference"], play.scale.beta).win_rate)
-    _add_tournament(report, play)
-    _add_kinds(report, play)
+    expected = expectation(play.prompts, play.answers["reference"], play.scale.beta)
+    _judge_win_rates(report, rows, expected.win_rate)
+    _add_tournament(report, play, expected.worst)
+    _add_kinds(report, play, expected.kinds)
     if play.logs:
         report.add_curves(
             "Win rate while training",
@@ -136,7 +137,7 @@ def add_language(report: Report, play: LanguagePlay) -> None:
 
 
 def _win_rows(play: LanguagePlay) -> list[dict[str, Any]]:
-    judges = {"the training's judge": language.judge, "second judge": language.second_judge}
+    judges = {"training judge": language.judge, "second judge": language.second_judge}
     rows = []
     for name in play.trained:
         for judge_name, judge in judges.items():
@@ -146,19 +147,17 @@ def _win_rows(play: LanguagePlay) -> list[dict[str, Any]]:
 
 
 def _judge_win_rates(report: Report, rows: Sequence[Mapping[str, Any]], expected: float) -> None:
-    for row in rows:
-        if row["policy"] != LEADER or row["judge"] != rows[0]["judge"]:
-            continue
-        low, high = wilson_interval(row["wins"], row["comparisons"])
-        rate = row["wins"] / row["comparisons"]
-        report.add_verdict(
-            f"Language model: Nash-MP wins {rate:.1%} against the reference (95 % interval {low:.1%} to {high:.1%});"
-            f" the equilibrium itself would win {expected:.1%}.",
-            "good" if low > 0.5 else "bad",
-        )
+    mine, *others = [row for row in rows if row["judge"] == rows[0]["judge"]]
+    low, high = wilson_interval(mine["wins"], mine["comparisons"])
+    rest = "".join(f" {row['policy']} wins {row['wins'] / row['comparisons']:.1%}," for row in others)
+    report.add_verdict(
+        f"Language model: Nash-MP wins {mine['wins'] / mine['comparisons']:.1%} against the reference (95 % interval"
+        f" {low:.1%} to {high:.1%});{rest} and the equilibrium itself would win {expected:.1%}.",
+        "good" if low > 0.5 else "bad",
+    )
 
 
-def _add_tournament(report: Report, play: LanguagePlay) -> None:
+def _add_tournament(report: Report, play: LanguagePlay, expected: float) -> None:
     count = len(play.answers["reference"][0])
     pure = {f"only {kind}": pure_answers(play.prompts, kind, count, seed=at) for at, kind in enumerate(language.KINDS)}
     players = {**play.answers, **pure}
@@ -174,17 +173,21 @@ def _add_tournament(report: Report, play: LanguagePlay) -> None:
         name: max((rates[names.index(rival)][names.index(name)], rival) for rival in pure) for name in play.answers
     }
     parts = [f"{name} {rate:.1%} ({rival})" for name, (rate, rival) in worst.items()]
-    least = min(play.answers, key=lambda name: worst[name][0])
+    best = min(rate for name, (rate, _) in worst.items() if name != LEADER)
+    low, high = wilson_interval(best * count * len(play.prompts), count * len(play.prompts))
+    mine = worst[LEADER][0]
+    side, sign = ("about as good as the best of the others", "note")
+    if not low <= mine <= high:
+        side, sign = ("better than the others", "good") if mine < low else ("worse than the best of the others", "bad")
     report.add_verdict(
-        f"Language model, how often the worst pure opponent beats each policy: {', '.join(parts)}. Less is better;"
-        f" {least} is the least.",
-        "good" if least == LEADER else "bad",
+        f"Language model, how often the worst pure opponent beats each policy: {', '.join(parts)}; the equilibrium"
+        f" {expected:.1%}. Less is better; Nash-MP is {side}.",
+        sign,
     )
 
 
-def _add_kinds(report: Report, play: LanguagePlay) -> None:
+def _add_kinds(report: Report, play: LanguagePlay, expected: Mapping[str, float]) -> None:
     shares = {name: kind_shares(answers) for name, answers in play.answers.items()}
-    expected = expectation(play.prompts, play.answers["reference"], play.scale.beta).kinds
     columns = [*language.KINDS, "other"]
     report.add_distribution(
         columns,

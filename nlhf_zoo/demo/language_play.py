@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -90,12 +91,17 @@ def _keep(folders: Mapping[str, Path], models: Path) -> None:
 @contextlib.contextmanager
 def _library_output() -> Iterator[None]:
     """Progress bars of libraries go to a terminal's stderr, or nowhere; stdout is for the result alone."""
-    from transformers.utils import logging
+    import lightning.pytorch  # noqa: F401  # importing it sets its loggers' levels, which are changed below
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     with contextlib.ExitStack() as stack:
         nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr if sys.stderr.isatty() else nowhere))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module="lightning")
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            chatty = logging.getLogger(name)
+            stack.callback(chatty.setLevel, chatty.level)
+            chatty.setLevel(logging.WARNING)
         yield

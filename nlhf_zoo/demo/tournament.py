@@ -78,10 +78,17 @@ class _Class:
 
 @attrs.frozen
 class Expectation:
-    """The regularised equilibrium: its shares of each kind, and its win rate against the reference."""
+    """The regularised equilibrium.
+
+    Attributes:
+        kinds: its shares of each kind.
+        win_rate: against the reference.
+        worst: how often the well-formed answers of one kind beat it that do so most often.
+    """
 
     kinds: dict[str, float]
     win_rate: float
+    worst: float
 
 
 def expectation(prompts: Sequence[str], reference: Answers, beta: float) -> Expectation:
@@ -104,4 +111,7 @@ def expectation(prompts: Sequence[str], reference: Answers, beta: float) -> Expe
     leanings = torch.tensor([item.leaning for item in kept], dtype=torch.float64)
     kinds = dict(zip(language.KINDS, (probs @ leanings).tolist(), strict=True))
     kinds["other"] = max(0.0, 1 - sum(kinds.values()))
-    return Expectation(kinds, float(probs @ oracle.matrix() @ policy.probs))
+    pure = [tuple(float(at == kind) for at in range(len(language.KINDS))) for kind in range(len(language.KINDS))]
+    beaten = [[language.preference(one, 1.0, item.leaning, item.fluency) for item in kept] for one in pure]
+    worst = float((torch.tensor(beaten, dtype=torch.float64) @ probs).max())
+    return Expectation(kinds, float(probs @ oracle.matrix() @ policy.probs), worst)
