@@ -24,11 +24,6 @@ __all__ = ["Report"]
 Sign = Literal["good", "bad", "note"]
 _SIGNS: Mapping[str, tuple[str, str]] = {"good": ("✓", "Holds: "), "bad": ("✗", "Fails: "), "note": ("•", "")}
 _LARGEST_MATRIX = 200
-_DARK = (
-    "--page:#14181c;--card:#1b2026;--ink:#e4e8eb;--muted:#9da8b2;--rule:#333b43;--grid:#272e35;--accent:#58b2f2;"
-    "--good:#3ccf9f;--bad:#ff8f5a;--soft:#1b2026;--low:#f0a05a;--low-mid:#8a5730;--middle:#22282e;--high-mid:#2c6496;"
-    "--high:#6ebcff;color-scheme:dark;"
-)
 
 
 @attrs.define
@@ -314,7 +309,7 @@ class Report:
 
         assets = resources.files("nlhf_zoo.report") / "assets"
         light, dark = stylesheet()
-        css = (assets / "report.css").read_text("utf-8").replace("/*LIGHT*/", light).replace("/*DARK*/", _DARK + dark)
+        css = (assets / "report.css").read_text("utf-8").replace("/*LIGHT*/", light).replace("/*DARK*/", dark)
         verdicts = "".join(
             f'<li class="{sign}"><span class="sign" aria-hidden="true">{_SIGNS[sign][0]}</span>'
             f'<span><span class="unseen">{_SIGNS[sign][1]}</span>{escape(text)}</span></li>'

@@ -30,6 +30,12 @@ SHADES: tuple[tuple[str, str, str], ...] = (
     ("#2d8fae", "#8fdcf5", "star"),
     ("#66707a", "#a9b3bd", "hexagon"),
 )
+_DARK = (
+    "--page:#14181c;--card:#1b2026;--ink:#e4e8eb;--muted:#9da8b2;--rule:#333b43;--grid:#272e35;--accent:#58b2f2;"
+    "--good:#3ccf9f;--bad:#ff8f5a;--soft:#1b2026;--low:#f0a05a;--low-mid:#8a5730;--middle:#22282e;--high-mid:#2c6496;"
+    "--high:#6ebcff;color-scheme:dark;"
+)
+"""The dark page's colours but those of the curves; the light page's are in report.css."""
 _FIXED = {"nash_mp": 0, "nash_md": 1, "online_dpo": 2, "online_ipo": 3, "exact_prox": 4, "reference": 8}
 _FREE = (5, 6, 7, 1, 4, 3, 2, 0)
 
@@ -55,7 +61,7 @@ class Palette:
 
 
 def stylesheet() -> tuple[str, str]:
-    """CSS declarations of the variables `--ink-i` and `--band-i`, for the light and for the dark page."""
+    """CSS declarations: `--ink-i` and `--band-i` for the light page, every variable for the dark one."""
 
     def declarations(shade: int, opacity: float) -> str:
         parts = []
@@ -64,4 +70,4 @@ def stylesheet() -> tuple[str, str]:
             parts.append(f"--ink-{index}:{entry[shade]};--band-{index}:rgba({red},{green},{blue},{opacity})")
         return ";".join(parts) + ";"
 
-    return declarations(0, 0.16), declarations(1, 0.2)
+    return declarations(0, 0.16), _DARK + declarations(1, 0.2)
