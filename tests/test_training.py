@@ -143,16 +143,18 @@ def kill_after(arguments: list[str], checkpoints: Path, step: int, wait: float) 
 def killed_and_resumed(folder: Path, tmp_path: Path, kills: int, **changes: Any) -> None:
     chance = random.Random(5)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    length = {"steps": 14, "checkpoint_every": 1, **changes}
+    steps = 12 * (kills + 1)
+    length = {"steps": steps, "checkpoint_every": 1, **changes}
     done = run(command(folder, whole, **length))
     assert done.returncode == 0, done.stderr[-2000:]
 
     reached = 0
     for kill in range(kills):
         arguments = command(folder, broken, **length, resume=kill > 0)
-        least = reached + chance.randint(1, max(1, (14 - reached) // (kills - kill + 1)))
-        reached = kill_after(arguments, broken / "checkpoints", least, chance.uniform(0, 0.2))
-    assert 0 < reached < 14, "the run was over before it could be killed"
+        # A checkpoint early in the run's next stretch, and a moment later: most of the stretch is left.
+        least = reached + chance.randint(1, 4)
+        reached = kill_after(arguments, broken / "checkpoints", least, chance.uniform(0, 0.1))
+    assert 0 < reached < steps, "the run was over before it could be killed"
     assert not (broken / "policy").exists()
     again = run(command(folder, broken, **length, resume=True))
     assert again.returncode == 0, again.stderr[-2000:]
