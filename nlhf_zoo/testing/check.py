@@ -18,6 +18,7 @@ from nlhf_zoo.interfaces import Solver
 from nlhf_zoo.testing.case import Skip, Violation
 from nlhf_zoo.testing.catalogue import PROPERTIES, Property
 from nlhf_zoo.testing.snippet import snippet
+from nlhf_zoo.testing.threads import one_thread
 
 __all__ = ["DEFAULT_EXAMPLES", "Report", "Result", "check_property", "check_solver"]
 
@@ -126,7 +127,8 @@ def check_property(
     except Exception as error:
         return Result(name, "failed", _words(error), snippet(solver, prop, {}), seed=seed)
     search = _Search(solver, prop, max(1, round(examples * prop.share)), seed, shrink)
-    return search.run()
+    with one_thread():
+        return search.run()
 
 
 def _words(error: Exception) -> str:

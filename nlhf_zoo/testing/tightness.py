@@ -18,6 +18,7 @@ from nlhf_zoo.testing.catalogue import PROPERTIES
 from nlhf_zoo.testing.check import UNHURRIED
 from nlhf_zoo.testing.measure import Reading, readings, recursion_readings
 from nlhf_zoo.testing.snippet import snippet
+from nlhf_zoo.testing.threads import one_thread
 
 __all__ = ["Tightness", "falsify"]
 
@@ -66,13 +67,14 @@ def falsify(solver: Solver | str, *, examples: int = 1000, seed: int = 0) -> tup
         raise BadInput(f"a search needs at least 1 example, got {examples}")
     solver = configure(solver)
     found: list[Tightness] = []
-    for guarantee in solver.guarantees:
-        if guarantee.certainty != "sure":
-            continue
-        if guarantee.bound is not None:
-            found.append(_Climb(solver, guarantee, False, examples, seed).run())
-        if guarantee.recursion is not None:
-            found.append(_Climb(solver, guarantee, True, examples, seed).run())
+    with one_thread():
+        for guarantee in solver.guarantees:
+            if guarantee.certainty != "sure":
+                continue
+            if guarantee.bound is not None:
+                found.append(_Climb(solver, guarantee, False, examples, seed).run())
+            if guarantee.recursion is not None:
+                found.append(_Climb(solver, guarantee, True, examples, seed).run())
     return tuple(found)
 
 
