@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import attrs
 import torch
 
+from nlhf_zoo.atomic import write_text
 from nlhf_zoo.errors import BadInput
 
 FILE = "hh_harmless_test.jsonl.gz"
@@ -278,12 +278,6 @@ def _solver_row(name: str, m: dict[str, Any]) -> str:
 
 def write_prompts(path: Path, pairs: Sequence[Pair]) -> None:
     write_text(path, "".join(json.dumps({"prompt": x}) + "\n" for x in dict.fromkeys(x for x, _, _ in pairs)))
-
-
-def write_text(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
 
 
 def parser() -> argparse.ArgumentParser:

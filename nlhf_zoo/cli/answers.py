@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nlhf_zoo.atomic import write_text
 from nlhf_zoo.errors import BadInput
 
 __all__ = ["claim_folder", "plain", "write_files"]
@@ -54,23 +54,6 @@ def write_files(out: Path, files: Mapping[str, str]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _replace(out / name, content)
+            write_text(out / name, content)
     except OSError as error:
         raise BadInput(f"--out {out}: cannot be written: {error.strerror or error}") from None
-
-
-def _replace(path: Path, content: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as handle:
-        try:
-            handle.write(content)
-            handle.close()
-            # mkstemp makes files for the owner alone; a result is as readable as any other file here.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(handle.name, 0o666 & ~umask)  # noqa: PTH101  # a name, not a path, is what tempfile gives
-            os.replace(handle.name, path)
-        except BaseException:
-            os.unlink(handle.name)  # noqa: PTH108  # the same
-            raise

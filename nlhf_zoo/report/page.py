@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
+from nlhf_zoo.atomic import write_text
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.intervals import wilson_interval
 from nlhf_zoo.report import convergence, figures, words
@@ -337,19 +337,11 @@ class Report:
         """
         target, page = Path(path), self.html()
         try:
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+            write_text(target, page)
         except OSError as error:
+            if os.access(target.parent, os.W_OK):
+                raise
             raise BadInput(f"cannot write the report to {target}: {error.strerror}; choose another folder") from None
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(name).chmod(0o666 & ~mask)  # mkstemp makes a file that only its owner can read
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
         return target
 
     def _section(self, title: str, note: str, *blocks: str) -> Report:

@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
+from nlhf_zoo.atomic import write_text
 from nlhf_zoo.data.prompts import Prompt, read_prompts, render_prompts
 from nlhf_zoo.drive import configure
 from nlhf_zoo.errors import BadInput
@@ -66,7 +67,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     checkpoint = _checkpoint(config)
     run = _prepare(config, checkpoint)
     out = config.out
-    _write(out / "config.yaml", yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.yaml", yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True))
     module, trainer = run.module, run.trainer
     data = PromptData(run.prompts, config.batch_size, config.seed)
     held = models_held(run.solver, module.game, config.inner_steps)
@@ -95,7 +97,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         result |= _finish(run, module, out)
         result = _plain(result)
-        _write(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     trainer.strategy.barrier()
     return result
 
@@ -273,7 +275,7 @@ class _Evaluate(Callback):
         if trainer.is_global_zero and trainer.global_step == 0:
             assert isinstance(pl_module, NashTraining)
             found = _audit(self.config, self.oracles, self.held_out, pl_module)
-            _write(self.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
+            write_text(self.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -342,7 +344,7 @@ def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
             {"prompt": prompt.judged, "reference": reference, "policy": text}
             for prompt, reference, text in zip(mine.prompts, theirs.texts, mine.texts, strict=True)
         ][: run.config.show_samples]
-        _write(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     audited = out / "audit.json"
     return {
         **figures,
@@ -360,10 +362,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no number for it
     return str(value) if isinstance(value, Path) else value
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
