@@ -17,13 +17,18 @@ if TYPE_CHECKING:
         ITSELF,
         Anchor,
         Divergence,
+        DivergenceToAnswer,
         EnumerableOracle,
+        Fit,
         Game,
         Guarantee,
         Itself,
+        LogisticPairs,
         Opponent,
         Outcome,
+        PairRegression,
         PairwiseLoss,
+        PointRegression,
         Policy,
         PreferenceOracle,
         QueryCount,
@@ -37,9 +42,16 @@ if TYPE_CHECKING:
         linear_rate,
     )
     from nlhf_zoo.llm import CausalLMPolicy
-    from nlhf_zoo.oracles import MatrixOracle, SampledOracle
+    from nlhf_zoo.oracles import BradleyTerryOracle, FactorOracle, MatrixOracle, SampledOracle
     from nlhf_zoo.registry import hookimpl, solvers
-    from nlhf_zoo.tabular import SoftmaxPolicy, TabularPolicy, equilibrium, von_neumann_winner
+    from nlhf_zoo.tabular import (
+        LogLinearPolicy,
+        MLPPolicy,
+        SoftmaxPolicy,
+        TabularPolicy,
+        equilibrium,
+        von_neumann_winner,
+    )
 
     __version__: str
 
@@ -47,16 +59,25 @@ __all__ = [
     "ITSELF",
     "Anchor",
     "BadInput",
+    "BradleyTerryOracle",
     "CausalLMPolicy",
     "Divergence",
+    "DivergenceToAnswer",
     "EnumerableOracle",
+    "FactorOracle",
+    "Fit",
     "Game",
     "Guarantee",
     "Itself",
+    "LogLinearPolicy",
+    "LogisticPairs",
+    "MLPPolicy",
     "MatrixOracle",
     "Opponent",
     "Outcome",
+    "PairRegression",
     "PairwiseLoss",
+    "PointRegression",
     "Policy",
     "PreferenceOracle",
     "QueryCount",
@@ -85,7 +106,11 @@ __all__ = [
 
 _ELSEWHERE = {
     "BadInput": "errors",
+    "BradleyTerryOracle": "oracles",
     "CausalLMPolicy": "llm",
+    "FactorOracle": "oracles",
+    "LogLinearPolicy": "tabular",
+    "MLPPolicy": "tabular",
     "MatrixOracle": "oracles",
     "Result": "drive",
     "SampledOracle": "oracles",

@@ -24,6 +24,7 @@ from nlhf_zoo.llm import (
     exact_objective,
     exact_payoff,
     sampled_objective,
+    to_convergence,
 )
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.metrics import kl_divergence, span
@@ -81,14 +82,7 @@ def pair(letters: int, length: int, ends: bool) -> Pair:
         steps=40,
         responses=responses,
         tolerance=1e-6,
-        optimizer=lambda parameters: torch.optim.LBFGS(
-            parameters,
-            max_iter=100,
-            history_size=50,
-            tolerance_grad=1e-11,
-            tolerance_change=1e-16,
-            line_search_fn="strong_wolfe",
-        ),
+        optimizer=to_convergence,
     )
     policy = attrs.evolve(start, inner=inner)
     return Pair(

@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from nlhf_zoo import BadInput
+from nlhf_zoo import BadInput, solvers
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.run import train
@@ -96,6 +96,36 @@ def test_every_solver_trains(name: str, folder: Path, tmp_path: Path) -> None:
     before = load_file(folder / "lm" / "model.safetensors")
     assert any(not torch.equal(before[key], value) for key, value in weights(out).items())
     assert TrainConfig(**yaml.safe_load((out / "config.yaml").read_text())).steps == 4
+
+
+@pytest.mark.parametrize("name", sorted(solvers()))
+def test_every_registered_solver_trains(name: str, folder: Path, tmp_path: Path) -> None:
+    if "llm" not in solvers()[name].backends:
+        pytest.skip(f"{name} does not run on language models: {solvers()[name].only}")
+    out = tmp_path / "run"
+    result = train(TrainConfig(**settings(folder, out, solver=name, inner_steps=2, eval_size=4)))
+    assert result["steps"] == 4
+    assert (result["queries"] > 0) == (name != "spin")
+    before = load_file(folder / "lm" / "model.safetensors")
+    after = weights(out)
+    assert all(bool(torch.isfinite(value).all()) for value in after.values())
+    assert any(not torch.equal(before[key], value) for key, value in after.items()) == (name != "spin")
+
+
+def test_adaptive_steps_are_logged_and_kept(folder: Path, tmp_path: Path) -> None:
+    import csv
+
+    out = tmp_path / "run"
+    train(TrainConfig(**settings(folder, out, solver="adaptive_nash_mp", inner_steps=1, steps=6, learning_rate=1e-2)))
+    (log,) = out.rglob("metrics.csv")
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    etas = [float(row["train/eta"]) for row in rows if row.get("train/eta")]
+    assert etas[0] == pytest.approx(0.1), "the practical form begins at 0.1"
+    assert len(set(etas)) > 1, "the test changes the step"
+    moved = [float(row["train/moved"]) for row in rows if row.get("train/moved")]
+    assert moved
+    assert max(moved) > 0
 
 
 def test_training_improves_the_win_rate(folder: Path, tmp_path: Path) -> None:

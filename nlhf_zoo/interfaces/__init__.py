@@ -1,6 +1,7 @@
 """The ground floor: abstract classes and frozen data, without torch at import time."""
 
 from nlhf_zoo.interfaces.divergence import Divergence, ReverseKL
+from nlhf_zoo.interfaces.fit import DivergenceToAnswer, Fit, LogisticPairs, PairRegression, PointRegression
 from nlhf_zoo.interfaces.game import Game
 from nlhf_zoo.interfaces.guarantee import Guarantee, contraction, linear_rate
 from nlhf_zoo.interfaces.oracle import EnumerableOracle, PreferenceOracle, QueryCount
@@ -12,13 +13,18 @@ __all__ = [
     "ITSELF",
     "Anchor",
     "Divergence",
+    "DivergenceToAnswer",
     "EnumerableOracle",
+    "Fit",
     "Game",
     "Guarantee",
     "Itself",
+    "LogisticPairs",
     "Opponent",
     "Outcome",
+    "PairRegression",
     "PairwiseLoss",
+    "PointRegression",
     "Policy",
     "PreferenceOracle",
     "QueryCount",

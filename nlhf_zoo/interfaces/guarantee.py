@@ -82,35 +82,64 @@ class Guarantee:
             raise BadInput(f"delta in (0, 1) goes with certainty='probability', got {self.delta}, {self.certainty!r}")
 
 
+def _rate(factor: float | Callable[[Game], float]) -> Callable[[Game], float]:
+    """The factor as a function of the game that refuses to promise nothing."""
+
+    def checked(value: float, where: str) -> float:
+        if not 0 < value <= 1:
+            raise BadInput(f"a linear rate shrinks by a factor in (0, 1], got {value:g}{where}")
+        return value
+
+    if callable(factor):
+        return lambda game: checked(factor(game), f" in a game with beta = {game.beta:g}")
+    constant = checked(factor, "")
+    return lambda game: constant
+
+
 def contraction(factor: float | Callable[[Game], float]) -> Bound:
     """The bound initial * factor^n of a linear rate in KL(equilibrium || pi).
 
     Without an initial value the start is taken to be the reference, where
     beta KL(equilibrium || reference) <= 1/2 because payoffs lie in [0, 1].
+
+    Args:
+        factor: in (0, 1], a number or a function of the game.
+
+    Raises:
+        BadInput: a number outside (0, 1]; from the bound, where a function gives one.
     """
+    rate = _rate(factor)
 
     def bound(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
         import torch
 
         first = torch.tensor(1 / (2 * game.beta), dtype=torch.float64) if initial is None else initial
-        return first * (factor(game) if callable(factor) else factor) ** n
+        return first * rate(game) ** n
 
     return bound
 
 
 def linear_rate(
-    factor: Callable[[Game], float], *, assumptions: str, source: str, holds: Callable[[Game], bool] = _always
+    factor: float | Callable[[Game], float],
+    *,
+    assumptions: str,
+    source: str,
+    holds: Callable[[Game], bool] = _always,
 ) -> Guarantee:
-    """KL(equilibrium || last iterate) shrinks by `factor(game)` in every step, from any start.
+    """KL(equilibrium || last iterate) shrinks by `factor` in every step, from any start.
 
     Args:
-        factor: in (0, 1].
+        factor: in (0, 1], a number or a function of the game, asked only where `holds(game)`.
         assumptions: in words; the reverse KL is added to what `holds` asks of the game.
+
+    Raises:
+        BadInput: a number outside (0, 1]; from bound and recursion, where a function gives one.
     """
+    rate = _rate(factor)
     return Guarantee(
         metric="kl",
         bound=contraction(factor),
-        recursion=lambda step, game, previous: factor(game) * previous,
+        recursion=lambda step, game, previous: rate(game) * previous,
         assumptions=assumptions,
         holds=lambda game: isinstance(game.divergence, ReverseKL) and holds(game),
         source=source,

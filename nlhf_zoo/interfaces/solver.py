@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["Solver", "State", "hyperparameter"]
 
 
-def hyperparameter(*, above: float | None = None, at_most: float | None = None) -> Any:
-    """An optional number of a solver, `None` unless given (the theory's own choice), else in (above, at_most]."""
+def hyperparameter(default: float | None = None, *, above: float | None = None, at_most: float | None = None) -> Any:
+    """A number of a solver in (above, at_most]; without a default, `None` unless given: the theory's own choice."""
     checks: list[Any] = []
     if above is not None:
         checks.append(attrs.validators.gt(above))
     if at_most is not None:
         checks.append(attrs.validators.le(at_most))
-    return attrs.field(default=None, validator=attrs.validators.optional(checks))
+    return attrs.field(default=default, validator=attrs.validators.optional(checks))
 
 
 @attrs.frozen(eq=False)
@@ -79,14 +79,18 @@ class Solver(ABC):
         summary: one line for `nlhf-zoo list`.
         paper: where it is from.
         needs_beta: whether the regularisation must be positive.
+        when: one to three sentences: when to use it, and when not.
         backends: "table", "llm", or both.
+        only: why a backend is missing from `backends`; empty where both are there.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    when: ClassVar[str] = ""
     needs_beta: ClassVar[bool] = True
     backends: ClassVar[tuple[str, ...]] = ("table", "llm")
+    only: ClassVar[str] = ""
 
     @classmethod
     def practical(cls, beta: float) -> Mapping[str, Any]:

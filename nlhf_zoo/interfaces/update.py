@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces.divergence import Divergence
+from nlhf_zoo.interfaces.fit import Fit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,15 +34,21 @@ ITSELF = Itself()
 
 
 class PairwiseLoss(ABC):
-    """A loss l(P, h) on one pair, P = P(y > y') and h = log pi/pi_ref (y) - log pi/pi_ref (y').
+    """A loss l(P, h) on one pair, P = P(y > y') and h = g(r(y)) - g(r(y')), r = log pi/pi_ref, g = `link`.
 
     Its minimisation over on-policy pairs is an improvement against the payoff
-    v(y) = E_{y'} signal(P(y > y'), h(y, y')), signal = -scale * dl/dh: the expected gradient of the
-    loss is, up to the factor `scale`, the policy gradient with that payoff. One formula therefore serves
-    policy gradients and pairwise losses alike.
+    v(y) = g'(r(y)) E_{y'} signal(P(y > y'), h(y, y')) + point(r(y)), signal = -scale * dl/dh: the expected
+    gradient of the loss is, up to the factor `scale`, the policy gradient with that payoff. One formula therefore
+    serves policy gradients and pairwise losses alike.
+
+    Attributes:
+        scale: what -dl/dh is multiplied by to be a payoff.
+        both_learn: whether, in pairs (y, y') with y' from another opponent mu, y' learns too, as in losses on pairs of
+            two authors. v is then the mean of E_{y'~mu} signal and (mu / pi)(y) E_{y'~pi} signal: two queries.
     """
 
     scale: float = 1.0
+    both_learn: bool = False
 
     @abstractmethod
     def loss(self, preference: Tensor, log_ratio: Tensor) -> Tensor:
@@ -58,6 +66,32 @@ class PairwiseLoss(ABC):
             h = log_ratio.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.loss(preference.detach(), h).sum(), h)
         return -self.scale * slope
+
+    def link(self, log_ratio: Tensor) -> Tensor:
+        """g, elementwise and differentiable: what of log pi/pi_ref the loss looks at; the log-ratio itself here."""
+        return log_ratio
+
+    def point(self, log_ratio: Tensor) -> Tensor | float:
+        """What a single response adds to its payoff, whoever it is compared with; nothing here."""
+        return 0.0
+
+    def joins(self, update: Update) -> bool:
+        """Whether the opponent's responses learn beside those of the update's start, being another's."""
+        if not self.both_learn or not isinstance(update.opponent, Opponent):
+            return False
+        return not all(policy is update.start for policy, _ in update.opponent.terms)
+
+    def of_single(self, log_ratio: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """(g(r), g'(r), point(r)) of log-ratios r, without gradients; g' by automatic differentiation."""
+        import torch
+
+        if type(self).link is PairwiseLoss.link:
+            return log_ratio, 1.0, self.point(log_ratio)
+        with torch.enable_grad():
+            r = log_ratio.detach().requires_grad_()
+            linked = self.link(r)
+            (slope,) = torch.autograd.grad(linked.sum(), r)
+        return linked.detach(), slope, self.point(log_ratio)
 
 
 def _terms(value: Any) -> tuple[tuple[Policy, float], ...]:
@@ -100,14 +134,21 @@ class Opponent:
 
 @attrs.frozen
 class Anchor:
-    """A penalty weight * D(pi || policy) that holds the answer near `policy`; weight >= 0."""
+    """A penalty weight * D(pi || policy) that holds the answer near `policy`; weight >= 0.
+
+    Attributes:
+        policy: rho.
+        weight: w >= 0.
+        divergence: D; `None` is the game's.
+    """
 
     policy: Policy
     weight: float = attrs.field(converter=float, validator=_check_weight)
+    divergence: Divergence | None = None
 
 
 def _opponent(value: Any) -> Any:
-    return value if isinstance(value, Opponent | Itself) else Opponent(value)
+    return value if value is None or isinstance(value, Opponent | Itself) else Opponent(value)
 
 
 def _anchors(value: Any) -> tuple[Anchor, ...]:
@@ -116,8 +157,8 @@ def _anchors(value: Any) -> tuple[Anchor, ...]:
     for item in value:
         anchor = item if isinstance(item, Anchor) else Anchor(*item)
         for index, other in enumerate(merged):
-            if other.policy is anchor.policy:
-                merged[index] = Anchor(other.policy, other.weight + anchor.weight)
+            if other.policy is anchor.policy and other.divergence == anchor.divergence:
+                merged[index] = attrs.evolve(other, weight=other.weight + anchor.weight)
                 break
         else:
             merged.append(anchor)
@@ -135,17 +176,33 @@ class Update:
 
     Attributes:
         start: where gradient steps begin, and the behaviour policy of a pairwise loss.
-        opponent: whom to beat; `ITSELF` makes the update implicit (a fixed point).
+        opponent: whom to beat; `ITSELF` makes the update implicit (a fixed point); `None` asks the oracle
+            nothing (v = 0).
         anchors: pairs (policy, weight >= 0); at least one weight must be positive.
         loss: a pairwise loss, or `None` for the preference itself.
         steps: gradient steps to spend; `None` leaves it to the driver. Ignored where the answer is exact.
+        fit: how a parametric policy approaches the answer; `None` is the policy gradient of the objective.
+            Ignored where the answer is exact, which is the same for every fit.
+        distances: divergences KL(p || q) that the solver wants to know when the answer is there, by name, as
+            pairs (p, q) in which `ITSELF` stands for the answer. They arrive in `Outcome.measured`: exact on a
+            table; on a language model a mean over sampled responses, with its standard error as "NAME_error".
     """
 
     start: Policy
-    opponent: Opponent | Itself = attrs.field(converter=_opponent)
+    opponent: Opponent | Itself | None = attrs.field(converter=_opponent)
     anchors: tuple[Anchor, ...] = attrs.field(converter=_anchors, validator=_check_anchors)
     loss: PairwiseLoss | None = None
     steps: int | None = attrs.field(default=None, validator=_check_steps)
+    fit: Fit | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.instance_of(Fit)))
+    distances: Mapping[str, tuple[Policy | Itself, Policy | Itself]] = attrs.field(
+        factory=dict[str, "tuple[Policy | Itself, Policy | Itself]"]
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.fit is not None and self.loss is not None:
+            raise BadInput("an update has a pairwise loss or a fit, not both")
+        if self.loss is not None and not isinstance(self.opponent, Opponent):
+            raise BadInput("a pairwise loss needs an opponent that is a policy")
 
     @property
     def weight(self) -> float:
@@ -154,11 +211,12 @@ class Update:
 
     @functools.cached_property
     def policies(self) -> tuple[Policy, ...]:
-        """Every distinct policy that the update refers to: start, opponents, anchors."""
-        opponents = () if isinstance(self.opponent, Itself) else [p for p, _ in self.opponent.terms]
+        """Every distinct policy that the update refers to: start, opponents, anchors, and ends of distances."""
+        opponents = [p for p, _ in self.opponent.terms] if isinstance(self.opponent, Opponent) else []
+        ends = [p for pair in self.distances.values() for p in pair]
         seen: list[Policy] = []
-        for policy in (self.start, *opponents, *(a.policy for a in self.anchors)):
-            if not any(policy is other for other in seen):
+        for policy in (self.start, *opponents, *(a.policy for a in self.anchors), *ends):
+            if not isinstance(policy, Itself) and not any(policy is other for other in seen):
                 seen.append(policy)
         return tuple(seen)
 

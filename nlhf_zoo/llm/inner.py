@@ -16,17 +16,42 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from nlhf_zoo.interfaces import Game, Itself, Outcome, Update
-from nlhf_zoo.llm.objective import Objective, exact_objective, exact_payoff, sampled_objective
+from nlhf_zoo.llm.objective import Objective, exact_objective, measured_distances, sampled_objective
+from nlhf_zoo.llm.payoffs import exact_payoff
 from nlhf_zoo.llm.tokens import PromptBatch, TokenResponses
 
 if TYPE_CHECKING:
     from nlhf_zoo.llm.policy import CausalLMPolicy
 
-__all__ = ["InnerLoop"]
+__all__ = ["InnerLoop", "to_convergence"]
 
 
 def _adamw(parameters: Iterable[Parameter]) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
+
+
+class _RestartedLBFGS(torch.optim.LBFGS):
+    """LBFGS that begins afresh at every step.
+
+    An implicit update has a new objective after each; a curvature remembered from the last one can stop the line
+    search short of the new minimum, and rounding then decides whether the loop arrives.
+    """
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]  # LBFGS's own signature
+        self.state.clear()
+        return super().step(closure)
+
+
+def to_convergence(parameters: Iterable[Parameter]) -> Optimizer:
+    """An optimizer for `InnerLoop(responses=...)` whose every step goes to the minimum, as far as float64 reaches."""
+    return _RestartedLBFGS(
+        parameters,
+        max_iter=100,
+        history_size=50,
+        tolerance_grad=1e-11,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )
 
 
 @attrs.frozen(eq=False)
@@ -73,7 +98,11 @@ class InnerLoop:
             if self.responses is not None and self._flat(student, objective):
                 break
         student.network.zero_grad()
-        return Outcome(student, game.oracle.queries - before, measured)
+        count = self.num_samples
+        distances, _ = measured_distances(
+            update, student, prompts, responses=self.responses, num_samples=count, generator=generator
+        )
+        return Outcome(student, game.oracle.queries - before, measured | distances)
 
     def _flat(self, student: CausalLMPolicy, objective: Callable[[], Callable[[], Objective]]) -> bool:
         if self.tolerance <= 0:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from nlhf_zoo.llm.inner import InnerLoop
 
-__all__ = ["CausalLMPolicy", "GeometricMixture", "LanguagePolicy"]
+__all__ = ["CausalLMPolicy", "GeometricMixture", "LanguagePolicy", "as_language", "same_network"]
 
 
 class LanguagePolicy(Policy):
@@ -242,3 +242,20 @@ class GeometricMixture(LanguagePolicy):
 
     def improve(self, update: Update, game: Game, generator: torch.Generator | None = None) -> Outcome:
         raise BadInput("a mixture of language models cannot be trained; start the update from one of its parts")
+
+
+def as_language(policy: Policy) -> LanguagePolicy:
+    """The same policy, known to be one on language models.
+
+    Raises:
+        BadInput: it is not.
+    """
+    if not isinstance(policy, LanguagePolicy):
+        raise BadInput(f"a language model cannot play with a {type(policy).__name__}; give both the same backend")
+    return policy
+
+
+def same_network(policy: LanguagePolicy, other: LanguagePolicy) -> bool:
+    """Whether the two are the same weights in memory."""
+    parts, others = policy.parts, other.parts
+    return len(parts) == len(others) == 1 and parts[0][0] is others[0][0]

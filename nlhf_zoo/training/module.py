@@ -15,7 +15,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from nlhf_zoo.interfaces import Game, Outcome, QueryCount, Solver, State, Update
-from nlhf_zoo.llm.objective import sampled_objective
+from nlhf_zoo.llm.objective import measured_distances, sampled_objective
+from nlhf_zoo.llm.tokens import PromptBatch
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.networks import NetworkPool, SlotPolicy
 from nlhf_zoo.training.stream import PromptText, encoded_prompts
@@ -44,6 +45,7 @@ class NashTraining(LightningModule):
         self.state = pool.own_slots(solver.init(self.game, pool.policy()))
         self.update: Update | None = None
         self.inner_done = 0
+        self._last: tuple[int, PromptBatch] | None = None
         self.tokens_generated = 0
         self.seconds_before = 0.0
         self._begun = time.perf_counter()
@@ -71,6 +73,7 @@ class NashTraining(LightningModule):
         generator = seeded(self.device, self.config.seed, number, self.global_rank)
         student = self.pool.policy()
         encoded = encoded_prompts(prompts, student)
+        self._last = (number, encoded)
         before = self.game.oracle.queries
         # Dropout would make the trained policy another than the sampled one; recomputation needs train mode.
         self.pool.student.train(self.config.gradient_checkpointing)
@@ -84,6 +87,9 @@ class NashTraining(LightningModule):
         shown = ("preference", "kl_to_reference", "length")
         for name, value in measured.items():
             self.log(f"train/{name}", value.float(), prog_bar=name in shown, batch_size=batch_size)
+        for name, value in self.state.numbers.items():
+            if isinstance(value, int | float):
+                self.log(f"train/{name}", float(value), batch_size=batch_size)
         self.log("train/solver_step", float(self.state.step), batch_size=batch_size)
         self.log("train/queries", float(self._queries.total), batch_size=batch_size)
 
@@ -106,11 +112,35 @@ class NashTraining(LightningModule):
             self._accept()
 
     def _accept(self) -> None:
-        outcome = Outcome(self.pool.policy(), self._queries - self.state.queries)
+        answer = self.pool.policy()
+        outcome = Outcome(answer, self._queries - self.state.queries, self._distances(answer))
         state = self.solver.accept(self.game, self.state, outcome)
         self.pool.settle(state)
         self.state = attrs.evolve(state, queries=self._queries)
         self.update, self.inner_done = None, 0
+
+    def _distances(self, answer: SlotPolicy) -> dict[str, float]:
+        """What the solver wants to know of the answer, on the last batch's prompts; the same on every process."""
+        assert self.update is not None
+        if not self.update.distances:
+            return {}
+        assert self._last is not None
+        number, prompts = self._last
+        generator = seeded(self.device, self.config.seed, number, self.global_rank, 2)
+        self.pool.student.eval()
+        found, tokens = measured_distances(
+            self.update, answer, prompts, num_samples=self.config.num_samples, generator=generator
+        )
+        self.tokens_generated += tokens
+        if self.trainer.world_size > 1:
+            mine = torch.tensor(list(found.values()), dtype=torch.float64, device=self.device)
+            every = torch.as_tensor(self.all_gather(mine))
+            # Independent draws: means are averaged, and so are variances, the mean's being smaller by their number.
+            mean, root = every.mean(0), (every.square().mean(0) / len(every)).sqrt()
+            found = {name: float(root[i] if name.endswith("_error") else mean[i]) for i, name in enumerate(found)}
+        for name, value in found.items():
+            self.log(f"train/{name}", value, batch_size=len(prompts))
+        return found
 
     def configure_optimizers(self) -> Any:
         config = self.config

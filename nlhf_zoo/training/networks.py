@@ -113,6 +113,8 @@ class NetworkPool(nn.Module):
         moved = start.network is not self.student
         if batches > 1 or moved:
             needed += _slots(update.policies)
+        else:  # what is measured when the answer is there must be there still
+            needed += _slots(end for pair in update.distances.values() for end in pair if isinstance(end, Policy))
         here = [s for s in _slots([*state.policies.values(), *update.policies]) if s.network is self.student]
         if any(s is n for s in here for n in needed):
             spare = self._take()
@@ -205,7 +207,7 @@ def models_held(solver: Solver, game: Game, inner_steps: int, steps: int = 3) ->
     while state.step < steps:
         update = solver.propose(dry, state)
         pool.begin(solver, dry, state, update, update.steps or inner_steps)
-        state = solver.accept(dry, state, Outcome(pool.policy(), QueryCount()))
+        state = solver.accept(dry, state, Outcome(pool.policy(), QueryCount(), dict.fromkeys(update.distances, 0.0)))
         pool.settle(state)
         pool.describe(state)
     return 2 + len(pool.spares)

@@ -24,6 +24,10 @@ class ExactProx(Solver):
     name = "exact_prox"
     summary = "exact proximal point: each step the equilibrium of a better conditioned game"
     paper = "arXiv 2505.19731"
+    when = (
+        "As a yardstick for nash_mp, and where implicit steps are cheap: any step size contracts. On a table every "
+        "step is an equilibrium of its own and costs many queries; a long step makes it harder."
+    )
 
     eta: float | None = hyperparameter(above=0)
 

@@ -28,6 +28,11 @@ class NashMD(Solver):
     name = "nash_md"
     summary = "Nash mirror descent: best answers to a mixture of policy and reference"
     paper = "arXiv 2312.00886"
+    when = (
+        "For one query a step and a proof without a step size to set; but the rate is 1/n, not linear. A fixed step "
+        "settles near the equilibrium, not at it, the nearer the smaller eta beta is; the practical form is of that "
+        "kind."
+    )
     eta: float | None = hyperparameter(above=0)
 
     @classmethod

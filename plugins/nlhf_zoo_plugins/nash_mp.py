@@ -27,6 +27,11 @@ class NashMP(Solver):
     name = "nash_mp"
     summary = "Nash Mirror Prox: extragradient with KL proximal steps, linear last-iterate rate"
     paper = "arXiv 2505.19731"
+    when = (
+        "The solver to begin with: a linear rate for the last iterate at two queries a step, on a batch of games "
+        "too. With kappa it is a language model's form, where nothing is proved. To solve one game to high accuracy, "
+        "adaptive_nash_mp asks less."
+    )
     eta: float | None = hyperparameter(above=0)
     kappa: float | None = hyperparameter(above=0, at_most=1)
 

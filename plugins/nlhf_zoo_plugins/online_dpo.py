@@ -54,6 +54,11 @@ class OnlineDPO(nz.Solver):
     name = "online_dpo"
     summary = "Online DPO: logistic pairwise loss on self-play pairs; the reward optimum, under Bradley-Terry only"
     paper = "arXiv 2402.04792"
+    when = (
+        "Where preferences come from a reward: under Bradley-Terry, and only there, it goes to the RLHF optimum. "
+        "That is not the equilibrium of the game; on an intransitive game it settles elsewhere, or with long steps "
+        "not at all."
+    )
     eta: float | None = nz.hyperparameter(above=0)
 
     @property

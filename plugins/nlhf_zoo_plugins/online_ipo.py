@@ -41,6 +41,10 @@ class OnlineIPO(nz.Solver):
     name = "online_ipo"
     summary = "Online IPO: squared pairwise loss on self-play pairs (self-play policy gradient)"
     paper = "arXiv 2403.08635"
+    when = (
+        "For self-play policy gradient, the plain baseline: one query a step, a linear rate for the last iterate. On "
+        "a table it is mmd at another step size, and steps above the proved range may not converge."
+    )
 
     eta: float | None = nz.hyperparameter(above=0)
 

@@ -1,0 +1,58 @@
+"""f-DPO (Wang et al., "Beyond Reverse KL", ICLR 2024, arXiv 2309.16240), online, with the oracle's soft preference.
+
+Online DPO with the log-ratio replaced by f'(pi/ref): loss(P, h) = -P log sigma(beta h) - (1 - P) log sigma(-beta h),
+h = f'(pi/ref (y)) - f'(pi/ref (y')). With the reverse KL it is Online DPO.
+"""
+
+from __future__ import annotations
+
+import attrs
+from torch import Tensor
+
+import nlhf_zoo as nz
+from nlhf_zoo.registry import lookup
+from nlhf_zoo_plugins.online_dpo import DPOLoss
+
+
+@attrs.frozen
+class FDPOLoss(DPOLoss):
+    """Online DPO's loss, seen through the slope of another divergence."""
+
+    divergence: nz.Divergence
+
+    def link(self, log_ratio: Tensor) -> Tensor:
+        return self.divergence.derivative_of_log(log_ratio)
+
+
+@attrs.frozen
+class FDPO(nz.Solver):
+    """Mirror descent on the loss; on an LLM, one gradient step a batch.
+
+    Attributes:
+        eta: step size, > 0, in units of 1 / payoff; `None` is 1 / beta.
+        divergence: registered name; the paper's are reverse_kl, forward_kl, jensen_shannon and alpha.
+    """
+
+    name = "f_dpo"
+    summary = "f-DPO: Online DPO under another divergence to the reference"
+    paper = "arXiv 2309.16240"
+    when = (
+        "For Online DPO under another divergence, to keep more or fewer of the reference's answers. Under Bradley- "
+        "Terry f'(pi/ref) is the reward over beta, up to a constant; nothing is claimed of an intransitive game."
+    )
+
+    eta: float | None = nz.hyperparameter(above=0)
+    divergence: str = "jensen_shannon"
+
+    def propose(self, game: nz.Game, state: nz.State) -> nz.Update:
+        loss = FDPOLoss(game.beta, lookup("divergences", self.divergence)())
+        anchors = [(state.current, 1 / (self.eta or 1 / game.beta))]
+        return nz.Update(start=state.current, opponent=state.current, loss=loss, anchors=anchors)
+
+    def accept(self, game: nz.Game, state: nz.State, outcome: nz.Outcome) -> nz.State:
+        return state.next(current=outcome.policy)
+
+
+@nz.hookimpl
+def nlhf_zoo_solvers():
+    return [FDPO]
