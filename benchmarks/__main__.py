@@ -6,6 +6,10 @@ import runpy
 import sys
 
 BENCHMARKS = {
+    "equilibria": "the regularised equilibrium against each peer, cell by cell (minutes; extra `peers`)",
+    "adaptive": "queries of adaptive Nash-MP beside the fixed step's, on every kind of game (minutes)",
+    "winners": "the exact von Neumann winner beside other libraries (minutes)",
+    "payoffs": "batched Nash-MP beside the memory's speed, and operators with a million responses (minutes)",
     "start_up": "how long --help, list and import take, beside torch's own import",
     "gpu_check": "a batched solve and an LLM run on a GPU in float32 and bf16, against the CPU",
     "hh_harmless": "Nash-MP and Online DPO on real preferences (needs the data file; minutes)",

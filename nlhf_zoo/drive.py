@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import EnumerableOracle, Game, Policy, QueryCount, ReverseKL, Solver, State
+from nlhf_zoo.interfaces import EnumerableOracle, Game, Policy, QueryCount, ReverseKL, Solver, State, Update
 from nlhf_zoo.metrics import duality_gap as gap_of
 from nlhf_zoo.metrics import kl_divergence, span
+from nlhf_zoo.oracles.operators import LARGEST_MATRIX, OperatorOracle
+from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.registry import lookup
-from nlhf_zoo.tabular import TabularPolicy, equilibrium
+from nlhf_zoo.tabular import NotConverged, TabularPolicy, equilibrium
 
 __all__ = ["Result", "advance", "configure", "duality_gap", "iterates", "solve"]
 
@@ -75,14 +77,12 @@ def duality_gap(game: Game, policy: Policy) -> Tensor:
     """(...) how much the best opponent of `policy` gains over it, twice: 0 only at an equilibrium. Not counted.
 
     Raises:
-        BadInput: not a table, or a game whose regulariser is not the reverse KL.
+        BadInput: not a table.
     """
     table, reference = _tables(game, policy)
-    if game.beta > 0 and not isinstance(game.divergence, ReverseKL):
-        raise BadInput(f"the duality gap is known for the reverse KL only, not for {type(game.divergence).__name__}")
     with game.oracle.uncounted():
         payoff = _truth(game.oracle, table)
-    return gap_of(payoff, table.log_probs, reference.log_probs, game.beta)
+    return gap_of(payoff, table.log_probs, reference.log_probs, game.beta, game.divergence)
 
 
 def _tables(game: Game, policy: Policy) -> tuple[TabularPolicy, TabularPolicy]:
@@ -92,7 +92,11 @@ def _tables(game: Game, policy: Policy) -> tuple[TabularPolicy, TabularPolicy]:
 
 
 def _truth(oracle: Any, table: TabularPolicy) -> Tensor:
-    # A sampling oracle is judged by the matrix behind it; an operator has only its payoff, which is exact.
+    # A sampling oracle is judged by what is behind it. An operator is not asked to write its matrix out, even
+    # where it can: its payoff is exact, and faster.
+    truth = _behind(oracle)
+    if isinstance(truth, OperatorOracle):
+        return truth.payoff(table.probs)
     try:
         return (oracle.matrix().to(table.log_probs.dtype) @ table.probs.unsqueeze(-1)).squeeze(-1)
     except BadInput:
@@ -100,11 +104,25 @@ def _truth(oracle: Any, table: TabularPolicy) -> Tensor:
 
 
 def advance(game: Game, solver: Solver, state: State, generator: torch.Generator | None = None) -> State:
-    """One update: propose, improve, accept, and add what it cost. A step may take several."""
+    """One update: propose, improve, accept, and add what it cost. A step may take several.
+
+    Raises:
+        BadInput: the solver's methods return something else than they should.
+    """
     update = solver.propose(game, state)
+    if not isinstance(update, Update):
+        raise BadInput(f"{solver.name}: propose() returned {_kind(update)}; it must return an Update")
     outcome = update.start.improve(update, game, generator)
     accepted = solver.accept(game, state, outcome)
+    if not isinstance(accepted, State):
+        raise BadInput(
+            f"{solver.name}: accept() returned {_kind(accepted)}; it must return state.next(...) or state.middle(...)"
+        )
     return attrs.evolve(accepted, queries=state.queries + outcome.queries)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def iterates(
@@ -163,11 +181,14 @@ def solve(
     if every < 1:
         raise BadInput(f"every must be >= 1, got {every}")
     solver = configure(solver)
-    state = resume or solver.init(game, policy or game.reference)
+    first = policy or game.reference
+    if "table" not in solver.backends and type(first) is TabularPolicy:
+        raise BadInput(f"{solver.name} plays no exact tables ({solver.only}); a softmax table or a language model does")
+    state = resume or solver.init(game, first)
     generator = _generator(state.current, seed)
     measure = _Measure(game, state.current, target)
     if tol is not None and not measure.gap_known:
-        raise BadInput("tol= needs a duality gap: listed responses and the reverse KL; give steps= alone")
+        raise BadInput("tol= needs a duality gap, and so listed responses; give steps= alone")
 
     seconds, converged = 0.0, False
     history = [measure.row(state, seconds)]
@@ -177,6 +198,8 @@ def solve(
         spent = (steps is not None and state.step >= steps) or (queries is not None and state.queries.total >= queries)
         if converged or spent:
             break
+        if steps is None and state.step and not state.queries.total:
+            raise BadInput(f"{solver.name} asks its oracle nothing, so that queries= never ends the run; give steps=")
         begun = time.perf_counter()
         # Each step has a seed of its own, so that a resumed run draws what it would have drawn.
         generator.manual_seed(int(np.random.SeedSequence((seed, state.step)).generate_state(1, np.uint64)[0] >> 1))
@@ -202,13 +225,17 @@ class _Measure:
     def __init__(self, game: Game, policy: Policy, target: TabularPolicy | None) -> None:
         self.game = game
         self.possible = isinstance(policy, TabularPolicy) and isinstance(game.oracle, EnumerableOracle)
-        self.gap_known = self.possible and (game.beta == 0 or isinstance(game.divergence, ReverseKL))
+        self.gap_known = self.possible
         self.target = target
-        if self.possible and target is None and game.beta > 0:
+        if self.possible and target is None and game.beta > 0 and not _is_large(game.oracle):
             try:
                 self.target = equilibrium(game)
-            except BadInput:  # an operator, or a divergence, without a known equilibrium
+            except BadInput:  # an operator without a matrix, or a divergence that allows several equilibria
                 self.target = None
+            except NotConverged:
+                # Under the reverse KL that is an error; under others the search has no second method yet.
+                if isinstance(game.divergence, ReverseKL):
+                    raise
 
     def row(self, state: State, seconds: float) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -228,6 +255,16 @@ class _Measure:
             row["kl_to_equilibrium"] = _plain(kl_divergence(goal, state.current.log_probs))
             row["span_to_equilibrium"] = _plain(span(state.current.log_probs, goal))
         return row
+
+
+def _behind(oracle: Any) -> Any:
+    return oracle.base if isinstance(oracle, SampledOracle) else oracle
+
+
+def _is_large(oracle: Any) -> bool:
+    """Whether it is an operator with too many responses for an equilibrium to be found on the side."""
+    truth = _behind(oracle)
+    return isinstance(truth, OperatorOracle) and truth.num_responses > LARGEST_MATRIX
 
 
 def _plain(value: Tensor) -> float | Tensor:

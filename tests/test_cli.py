@@ -16,6 +16,7 @@ import torch
 from attrs import fields
 
 import nlhf_zoo as nz
+from nlhf_zoo import registry
 from nlhf_zoo.cli import main
 from nlhf_zoo.cli.answers import plain
 from nlhf_zoo.cli.config_files import as_yaml, read_config, scalar
@@ -129,12 +130,32 @@ def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(entry["summary"] for kind in ("solvers", "oracles", "games", "divergences") for entry in found[kind])
 
 
-def test_list_in_a_pipe_is_whole_and_plain(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_in_a_pipe_is_whole_wrapped_and_plain(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= 120
     (row,) = (line for line in shown.splitlines() if line.strip().startswith("nash_mp") and "table, llm" in line)
-    assert nz.solvers()["nash_mp"].summary in row
+    assert "eta=None, kappa=None" in row
+    words = {word for solver in nz.solvers().values() for word in solver.summary.split()}
+    assert words <= set(shown.split())
+
+
+def test_list_says_why_a_backend_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TableOnly(nz.solvers()["mmd"]):  # type: ignore[misc]  # a class found by name
+        backends = ("table",)
+        only = "its update inverts the matrix"
+
+    entry = registry.Entry("mmd", TableOnly, "somewhere", "1.0")
+    monkeypatch.setattr(registry, "load", lambda: registry.Registry({"mmd": entry}, {}, {}, {}, broken=()))
+    (described,) = document(capsys, "list")["solvers"]
+    assert (described["backends"], described["only"]) == (["table"], "its update inverts the matrix")
+    assert described["when"] == TableOnly.when != ""
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert "its update inverts the matrix" in shown
 
 
 @pytest.fixture
@@ -223,7 +244,9 @@ def test_unlabelled_policy_is_a_list(capsys: pytest.CaptureFixture[str]) -> None
     found = document(capsys, "solve", "--game", "plain.csv", "--steps", "5")
     assert len(found["policy"]) == 2
     assert found["condorcet_winner"] == 0
-    assert found["von_neumann_winner"] == {"size": 1, "support": [0], "probabilities": [1.0]}
+    winner = found["von_neumann_winner"]
+    assert winner.pop("choice")
+    assert winner == {"size": 1, "support": [0], "probabilities": [1.0], "unique": True}
 
 
 def test_table_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

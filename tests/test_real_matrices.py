@@ -13,10 +13,11 @@ from nlhf_zoo.cli import main
 
 DATA = Path(os.environ.get("NLHF_ZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
-# name: responses, size of the support of a von Neumann winner, whether there is a Condorcet winner
+# name: responses, size of the support of the von Neumann winner (of the one of maximum entropy, where there are
+# several: in the two games of votes on language models), whether there is a Condorcet winner
 MEASURED = {
-    "llmfao_human": (59, 8, False),
-    "llmfao_gpt4": (70, 1, False),
+    "llmfao_human": (59, 31, False),
+    "llmfao_gpt4": (70, 3, False),
     "preflib_glasgow_govan_2007": (11, 3, False),
     "preflib_ers_68": (11, 3, False),
     "preflib_ers_16": (29, 3, False),

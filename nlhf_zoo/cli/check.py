@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nlhf_zoo.interfaces import Solver
-    from nlhf_zoo.testing import Report, Tightness
+    from nlhf_zoo.testing import Report, Result, Tightness
 
 __all__ = ["VERB"]
 
@@ -28,8 +29,8 @@ class CheckOptions:
         examples: games a property, on average.
         seed: of the games; the same seed gives the same report.
         only: names of the properties to try, separated by commas; all, unless given.
-        falsify: push each declared bound towards its worst case instead, and say how tight it is; ten times
-            the examples a claim.
+        falsify: push each declared bound towards its worst case instead, in four searches, and say how close
+            they came to refuting it; ten times the examples a claim.
     """
 
     solver: str
@@ -43,24 +44,13 @@ class CheckOptions:
 def run(options: CheckOptions) -> Answer:
     """Try every property that applies; the exit code is 1 where one failed."""
     from nlhf_zoo.cli.solvers import configured
-    from nlhf_zoo.cli.terminal import progress_bar
-    from nlhf_zoo.testing import check_solver
 
     solver = configured(options.solver, options.solver_options)
     if options.falsify:
         return _falsified(solver, options)
-    properties = None if options.only is None else [name.strip() for name in options.only.split(",")]
-    with progress_bar(f"check {options.solver}", None) as move:
-
-        def progress(name: str, done: int, total: int) -> None:
-            if move is not None:
-                move(done, total=total, title=name)
-
-        report = check_solver(
-            solver, examples=options.examples, seed=options.seed, properties=properties, progress=progress
-        )
+    report = _checked(solver, options)
     document = {
-        "solver": options.solver,
+        "solver": report.solver,
         "hyperparameters": attrs.asdict(solver),  # type: ignore[arg-type]  # every solver is an attrs class
         "passed": report.passed,
         "seed": options.seed,
@@ -71,12 +61,41 @@ def run(options: CheckOptions) -> Answer:
     return Answer(document, lambda console: _show(report, console), code=0 if report.passed else 1)
 
 
+def _checked(solver: Solver, options: CheckOptions) -> Report:
+    from nlhf_zoo.cli.terminal import progress_bar
+    from nlhf_zoo.testing import PROPERTIES, check_solver
+
+    properties = None
+    if options.only is not None:
+        asked = [name.strip() for name in options.only.split(",")]
+        properties = [dashed if (dashed := name.replace("_", "-")) in PROPERTIES else name for name in asked]
+    with progress_bar(f"check {options.solver}", None) as move:
+
+        def progress(name: str, done: int, total: int) -> None:
+            if move is not None:
+                move(done, total=total, title=name)
+
+        def decided(result: Result) -> None:
+            # Where nobody watches a bar, the lines come one by one; stdout gets the whole report in the end.
+            if move is None:
+                print(f"{result.name}: {result.status}", file=sys.stderr, flush=True)
+
+        return check_solver(
+            solver,
+            examples=options.examples,
+            seed=options.seed,
+            properties=properties,
+            progress=progress,
+            decided=decided,
+        )
+
+
 def _falsified(solver: Solver, options: CheckOptions) -> Answer:
     from nlhf_zoo.testing import falsify
 
     claims = falsify(solver, examples=10 * options.examples, seed=options.seed)
     document = {
-        "solver": options.solver,
+        "solver": solver.name,
         "hyperparameters": attrs.asdict(solver),  # type: ignore[arg-type]  # every solver is an attrs class
         "passed": not any(claim.violated for claim in claims),
         "seed": options.seed,
@@ -91,11 +110,13 @@ def _show_claims(claims: Sequence[Tightness], console: Console) -> None:
     if not claims:
         console.print("the solver claims no rate of exact runs: nothing to push")
     for claim in claims:
-        verdict = "REFUTED" if claim.violated else "holds"
-        console.print(f"{claim.claim}: {verdict}, worst measured / bound {claim.ratio:.4f} over {claim.games} games")
+        verdict = "REFUTED" if claim.violated else f"not refuted in {claim.games:,} games"
+        rate = "" if claim.share is None else f"; smallest rate achieved {claim.share:.4f} of the claimed one"
+        console.print(f"{claim.claim}: {verdict}; worst measured / bound {claim.ratio:.4f}{rate}")
         console.print(f"  claimed by {printable(claim.source)}")
         if claim.instance:
-            console.print(f"\n# the tightest instance (step {claim.step}, seed {claim.seed}):")
+            which = "a game that refutes it" if claim.violated else "the game that comes closest"
+            console.print(f"\n# {which} (step {claim.step}; search seed {claim.seed}):")
             console.print(printable(claim.instance))
 
 
@@ -127,7 +148,8 @@ VERB = Verb(
     summary="test a solver: conduct, symmetries, and whether its bounds hold",
     description=(
         "One line a property: passed; failed, with the smallest counterexample as a program; or not applicable, with\n"
-        "the reason. Exit code 1 where one failed. Needs the extra nlhf-zoo[testing]."
+        "the reason. In a pipe stderr tells each as it is decided. Exit code 1 where one failed. Needs the extra\n"
+        "nlhf-zoo[testing]."
     ),
     example="""\
   nlhf-zoo check nash_mp

@@ -55,13 +55,16 @@ def _solver(cls: Any) -> dict[str, Any]:
     return {
         "summary": solver.summary,
         "paper": solver.paper,
+        "when": solver.when,
         "backends": list(solver.backends),
+        "only": solver.only,
         "needs_beta": solver.needs_beta,
         "hyperparameters": {field.name: getattr(solver, field.name) for field in attrs.fields(cls)},
         "guarantees": [
             {
                 "metric": guarantee.metric,
                 "iterate": guarantee.iterate,
+                "per": guarantee.per,
                 "rate": guarantee.bound is not None,
                 "assumptions": guarantee.assumptions,
                 "source": guarantee.source,
@@ -85,7 +88,12 @@ def _factory(factory: Any) -> dict[str, Any]:
 
 
 def _divergence(cls: Any) -> dict[str, Any]:
-    return {"summary": cls.summary or _first_line(cls)}
+    described = _factory(cls)
+    return described | {
+        "summary": cls.summary or described["summary"],
+        "source": cls.source,
+        "strictly_convex": cls.strictly_convex,
+    }
 
 
 def _first_line(thing: Any) -> str:
@@ -95,6 +103,8 @@ def _first_line(thing: Any) -> str:
 def _show(document: Mapping[str, Any], console: Console) -> None:
     from nlhf_zoo.cli.terminal import table
 
+    if not console.is_terminal:  # sentences are wrapped to be read; --json has them whole
+        console.width = _WIDTH
     solvers = document["solvers"]
     console.print(
         table(
@@ -106,34 +116,45 @@ def _show(document: Mapping[str, Any], console: Console) -> None:
             ],
         )
     )
+    missing = [(s["name"], _missing(s), s["only"] or "no reason given") for s in solvers if _missing(s)]
+    if missing:
+        console.print(table("not on every backend", ("solver", "not on", "why"), missing))
     console.print(
         table(
             "what is proved of them, at their default hyperparameters",
             ("solver", "metric", "iterate", "assumptions", "source"),
-            [
-                (s["name"], g["metric"] if g["rate"] else f"{g['metric']}, no rate", *map(g.get, _GUARANTEE_COLUMNS))
-                for s in solvers
-                for g in s.get("guarantees", ())
-            ],
+            [(s["name"], _claim(g), *map(g.get, _GUARANTEE_COLUMNS)) for s in solvers for g in s.get("guarantees", ())],
         )
     )
     for kind, how, header in (
         ("games", "--game NAME, --game-set KEY=VALUE", "parameters"),
         ("oracles", "train --oracle NAME, --oracle-set KEY=VALUE", "options"),
-        ("divergences", "", ""),
+        ("divergences", "solve --divergence NAME, --divergence-set KEY=VALUE", "parameters"),
     ):
         rows = [(e["name"], _summary(e), _settings(e, "parameters"), _origin(e)) for e in document[kind]]
-        console.print(table(f"{kind} ({how})" if how else kind, ("name", "what it is", header, "from"), rows))
+        console.print(table(f"{kind} ({how})", ("name", "what it is", header, "from"), rows))
     if document["broken"]:
         rows = [(b["plugin"], b["error"], b["distribution"]) for b in document["broken"]]
         console.print(table("broken plugins, not loaded", ("plugin", "error", "from"), rows))
 
 
+_WIDTH = 120
+"""Of the tables, where there is no terminal to ask."""
 _GUARANTEE_COLUMNS = ("iterate", "assumptions", "source")
 
 
 def _summary(entry: Mapping[str, Any]) -> str:
     return f"cannot be described: {entry['error']}" if "error" in entry else entry["summary"]
+
+
+def _claim(guarantee: Mapping[str, Any]) -> str:
+    """What is bounded, and by a count of what."""
+    return f"{guarantee['metric']} per {guarantee['per']}" if guarantee["rate"] else f"{guarantee['metric']}, no rate"
+
+
+def _missing(solver: Mapping[str, Any]) -> str:
+    """The backends that a solver does not run on; none of one that cannot be described."""
+    return ", ".join(b for b in ("table", "llm") if b not in solver.get("backends", (b,)))
 
 
 def _settings(entry: Mapping[str, Any], key: str) -> str:

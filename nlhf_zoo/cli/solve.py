@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from nlhf_zoo.cli.policies import PolicyKind
 from nlhf_zoo.cli.verb import UNSAVED, Answer, Verb
 from nlhf_zoo.errors import BadInput
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from nlhf_zoo.drive import Result
     from nlhf_zoo.interfaces import EnumerableOracle, Game, Solver
-    from nlhf_zoo.tabular import TabularPolicy
 
 __all__ = ["VERB"]
 
@@ -40,17 +40,23 @@ class SolveOptions:
         solver: registered name of a solver.
         solver_options: its hyperparameters, as `--set eta=0.2`.
         beta: strength of the regularisation towards the reference, >= 0; most solvers need > 0.
+        divergence: registered name of the regulariser D (see nlhf-zoo list).
+        divergence_options: its parameters, as `--divergence alpha --divergence-set alpha=0.3`.
         steps: at most so many steps; 1000, where --queries is not given either.
         queries: no step is begun after so many queries.
         tol: stop when the duality gap is at most this.
         every: measure every so many steps.
         seed: of the game's draw and of sampled comparisons.
         reference: file of the reference policy, one probability a line, or label,probability; uniform unless given.
+        policy: what is trained, from the reference on: a table (exact), a softmax table, log-linear features or a
+            small MLP (gradient steps on exact expectations).
+        policy_options: its options, as `--policy-set learning_rate=0.5 steps=5 optimizer=adam features=8`; Gaussian
+            features by --seed, one a response where their number is left out.
         smoothing: s in P = (W + s) / (W + W^T + 2 s), for win counts W.
         kind: what the numbers in a file are, where it does not say so itself.
         comparisons: replace exact payoffs by so many sampled comparisons a response; exact unless given.
-        winner_limit: the von Neumann winner is computed up to so many responses (a linear programme; a game without
-            structure takes a minute at 1000); 0 leaves it out.
+        winner_limit: the von Neumann winner is computed up to so many responses (about half a second at 1000, half
+            a minute at 4000); 0 leaves it out.
         out: folder for result.json, history.csv and config.yaml; must be new or empty.
         overwrite: write into a folder that is not empty.
     """
@@ -60,16 +66,20 @@ class SolveOptions:
     solver: str = "nash_mp"
     solver_options: Mapping[str, Any] = attrs.field(factory=dict)
     beta: float = 0.1
+    divergence: str = "reverse_kl"
+    divergence_options: Mapping[str, Any] = attrs.field(factory=dict)
     steps: int | None = None
     queries: int | None = None
     tol: float | None = None
     every: int = 1
     seed: int = 0
     reference: str | None = None
+    policy: PolicyKind = "table"
+    policy_options: Mapping[str, Any] = attrs.field(factory=dict)
     smoothing: float = 0.5
     kind: Literal["auto", "probabilities", "counts"] = "auto"
     comparisons: int | None = None
-    winner_limit: int = 300
+    winner_limit: int = 1000
     out: Path | None = attrs.field(default=None, metadata=UNSAVED)
     overwrite: bool = attrs.field(default=False, metadata=UNSAVED)
 
@@ -91,7 +101,7 @@ def run(options: SolveOptions) -> Answer:
         claim_folder(options.out, options.overwrite)
     solver = configured(options.solver, options.solver_options)
     oracle = _oracle(options)
-    result = _played(options, _game(options, oracle), solver)
+    result = _played(options, _parametrised(options, _game(options, oracle)), solver)
     document = _document(options, oracle, result)
     if options.tol is not None and not result.converged:
         gap = document["duality_gap"]
@@ -155,14 +165,26 @@ def _built(options: SolveOptions) -> Any:
 
 
 def _game(options: SolveOptions, oracle: EnumerableOracle) -> Game:
+    from nlhf_zoo.cli.divergences import configured_divergence
     from nlhf_zoo.data import read_reference
     from nlhf_zoo.interfaces import Game
     from nlhf_zoo.tabular import TabularPolicy
 
+    divergence = configured_divergence(options.divergence, options.divergence_options)
     if options.reference is None:
-        return Game(oracle, beta=options.beta, name=options.game)
+        return Game(oracle, beta=options.beta, divergence=divergence, name=options.game)
     log_probs = read_reference(options.reference, oracle.labels, oracle.num_responses)
-    return Game(oracle, TabularPolicy(log_probs), options.beta, name=options.game)
+    return Game(oracle, TabularPolicy(log_probs), options.beta, divergence, name=options.game)
+
+
+def _parametrised(options: SolveOptions, game: Game) -> Game:
+    from nlhf_zoo.cli.policies import parametrised
+    from nlhf_zoo.tabular import TabularPolicy
+
+    assert isinstance(game.reference, TabularPolicy)
+    # The run starts at the reference, as on a language model: one policy is both.
+    reference = parametrised(options.policy, options.policy_options, game.reference, options.seed)
+    return attrs.evolve(game, reference=reference)
 
 
 def _played(options: SolveOptions, game: Game, solver: Solver) -> Result:
@@ -195,6 +217,8 @@ def _document(options: SolveOptions, oracle: EnumerableOracle, result: Result) -
         "hyperparameters": attrs.asdict(result.solver),  # type: ignore[arg-type]  # every solver is an attrs class
         "game": options.game,
         "beta": options.beta,
+        "divergence": options.divergence,
+        "divergence_parameters": dict(options.divergence_options),
         "seed": options.seed,
         "responses": oracle.num_responses,
         "steps": last["step"],
@@ -208,6 +232,7 @@ def _document(options: SolveOptions, oracle: EnumerableOracle, result: Result) -
         "span_to_equilibrium": last.get("span_to_equilibrium"),
         "condorcet_winner": _condorcet_winner(oracle),
         "von_neumann_winner": _von_neumann_winner(oracle, options.winner_limit),
+        "policy_kind": options.policy,
         "policy": dict(zip(oracle.labels, probabilities, strict=True)) if oracle.labels else probabilities,
     }
     return plain(document)
@@ -224,21 +249,23 @@ def _condorcet_winner(oracle: EnumerableOracle) -> str | int | None:
 
 
 def _von_neumann_winner(oracle: EnumerableOracle, limit: int) -> dict[str, Any] | None:
-    """Its support, by label or index, the likeliest first."""
-    from nlhf_zoo.tabular import von_neumann_winner
+    """Its support, by label or index, the likeliest first, and whether it is the only one."""
+    from nlhf_zoo.tabular import find_winner
 
     if oracle.num_responses > limit:
         return None
     try:
-        winner: TabularPolicy = von_neumann_winner(oracle)
+        report = find_winner(oracle)
     except BadInput:  # an operator
         return None
-    support = [(p, _name(oracle, i)) for i, p in enumerate(winner.probs.tolist()) if p > SUPPORT]
+    support = [(p, _name(oracle, i)) for i, p in enumerate(report.policy.probs.tolist()) if p > SUPPORT]
     support.sort(key=lambda pair: -pair[0])
     return {
         "size": len(support),
         "support": [name for _, name in support],
         "probabilities": [p for p, _ in support],
+        "unique": bool(report.unique),
+        "choice": report.choices[0],
     }
 
 
@@ -278,10 +305,11 @@ def _write(out: Path, options: SolveOptions, document: Mapping[str, Any], histor
 def _show(document: Mapping[str, Any], console: Console) -> None:
     from nlhf_zoo.cli.terminal import number, printable
 
+    regulariser = "" if document["divergence"] == "reverse_kl" else f" ({document['divergence']})"
     settings = ", ".join(f"{key} {value}" for key, value in document["hyperparameters"].items() if value is not None)
     console.print(
         f"{document['solver']}{f' ({settings})' if settings else ''} on {printable(document['game'])},"
-        f" {document['responses']} responses, beta {document['beta']:g}"
+        f" {document['responses']} responses, beta {document['beta']:g}{regulariser}"
     )
     unit = "sampled comparisons" if document["queries_sampled"] else "queries"
     console.print(f"{document['steps']} steps, {document['queries']} {unit}, {document['seconds']:.3g} s")
@@ -326,6 +354,7 @@ def _show_winners(document: Mapping[str, Any], console: Console) -> None:
         text = ", ".join(f"{cut(str(name))} {p:.3f}" for name, p in list(shares)[:10])
         text += ", ..." if winner["size"] > 10 else ""
         text = f"{winner['size']} of {document['responses']} responses: {text}"
+        text += "" if winner["unique"] else f" (not the only one: {winner['choice']})"
     console.print(f"von Neumann winner  {printable(text)}")
     condorcet = document["condorcet_winner"]
     console.print(f"Condorcet winner    {'none' if condorcet is None else printable(cut(str(condorcet)))}")
@@ -342,8 +371,14 @@ registered name goes before a file of the same name; write ./NAME for the file."
   nlhf-zoo solve --game low_rank --game-set responses=100 rank=2 --solver nash_mp --beta 0.01 --steps 500
   nlhf-zoo solve --game votes.csv.gz --beta 0.01 --steps 10000 --tol 1e-8 --out runs/votes
   nlhf-zoo solve --config runs/votes/config.yaml --solver online_ipo --json
+  nlhf-zoo solve --game random --set kappa=0.1 eta=0.5 --policy mlp --policy-set hidden=8 learning_rate=0.5
 """,
     options=SolveOptions,
     run=run,
-    flags={"game_options": "--game-set", "solver_options": "--set"},
+    flags={
+        "game_options": "--game-set",
+        "solver_options": "--set",
+        "divergence_options": "--divergence-set",
+        "policy_options": "--policy-set",
+    },
 )

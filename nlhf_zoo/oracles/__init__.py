@@ -11,16 +11,28 @@ from nlhf_zoo.registry.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from nlhf_zoo.interfaces import PreferenceOracle
+    from nlhf_zoo.oracles.bradley_terry import BradleyTerryOracle
     from nlhf_zoo.oracles.callable import CallableOracle
+    from nlhf_zoo.oracles.factors import FactorOracle
     from nlhf_zoo.oracles.matrix import MatrixOracle
     from nlhf_zoo.oracles.pairwise_model import PairwiseModelOracle
     from nlhf_zoo.oracles.reward_model import RewardModelOracle
     from nlhf_zoo.oracles.sampled import SampledOracle
 
-__all__ = ["CallableOracle", "MatrixOracle", "PairwiseModelOracle", "RewardModelOracle", "SampledOracle"]
+__all__ = [
+    "BradleyTerryOracle",
+    "CallableOracle",
+    "FactorOracle",
+    "MatrixOracle",
+    "PairwiseModelOracle",
+    "RewardModelOracle",
+    "SampledOracle",
+]
 
 _HOMES = {
+    "BradleyTerryOracle": "bradley_terry",
     "CallableOracle": "callable",
+    "FactorOracle": "factors",
     "MatrixOracle": "matrix",
     "PairwiseModelOracle": "pairwise_model",
     "RewardModelOracle": "reward_model",
@@ -41,7 +53,9 @@ def __dir__() -> list[str]:
 @hookimpl
 def nlhf_zoo_oracles() -> Mapping[str, Callable[..., PreferenceOracle]]:
     return {
+        "bradley_terry": _bradley_terry,
         "callable": _callable,
+        "factors": _factors,
         "matrix": _matrix,
         "pairwise_model": _pairwise_model,
         "reward_model": _reward_model,
@@ -78,6 +92,20 @@ def _matrix(*, path: str, smoothing: float | str = 0.5, kind: str = "auto") -> P
         raise BadInput(f"oracle matrix: kind must be auto, probabilities or counts, got {kind!r}")
     read = read_matrix(str(path), smoothing=_convert("smoothing", float, smoothing), kind=kind)
     return MatrixOracle(read.probabilities, read.labels)
+
+
+def _bradley_terry(*, path: str) -> PreferenceOracle:
+    """Scores from a npy or npz file (`scores`, `labels`), without a matrix: for up to millions of responses."""
+    from nlhf_zoo.oracles.bradley_terry import BradleyTerryOracle
+
+    return BradleyTerryOracle.load(str(path))
+
+
+def _factors(*, path: str) -> PreferenceOracle:
+    """P = 1/2 + U S U^T from an npz file (`U`, `S`, `labels`), without a matrix: for up to millions of responses."""
+    from nlhf_zoo.oracles.factors import FactorOracle
+
+    return FactorOracle.load(str(path))
 
 
 def _judge_options(oracle: str, options: Mapping[str, Any], **more: Callable[[Any], Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nlhf_zoo.data.matrices import check_probabilities
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import EnumerableOracle, PairwiseLoss
+from nlhf_zoo.oracles.products import matrix_vector
 
 if TYPE_CHECKING:
     from nlhf_zoo.interfaces import Policy
@@ -68,10 +69,10 @@ class MatrixOracle(EnumerableOracle):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         if loss is None:
-            return (self._matrix @ opponent.unsqueeze(-1)).squeeze(-1)
+            return matrix_vector(self._matrix, opponent)
         assert log_ratio is not None
         signal = loss.signal(self._matrix, log_ratio.unsqueeze(-1) - log_ratio.unsqueeze(-2))
-        return (signal @ opponent.unsqueeze(-1)).squeeze(-1)
+        return matrix_vector(signal, opponent)
 
     def probability(self, prompts: Any, first: Any, second: Any) -> Tensor:
         """(B,) P(first > second); responses are indices or labels, prompts game indices or names (or `None`)."""

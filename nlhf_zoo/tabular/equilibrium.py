@@ -1,24 +1,31 @@
-"""The regularised equilibrium to machine precision: damped Newton, with proximal point to fall back on."""
+"""The regularised equilibrium, certified by its duality gap: the search is chosen by the game's size and beta."""
 
 from __future__ import annotations
 
-import copy
-
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, ReverseKL
+from nlhf_zoo.interfaces import EnumerableOracle, Game, ReverseKL
 from nlhf_zoo.metrics import duality_gap
+from nlhf_zoo.tabular.equilibrium_interior import interior
+from nlhf_zoo.tabular.equilibrium_newton import LARGE, newton, proximal, systems_of
+from nlhf_zoo.tabular.equilibrium_passes import Passes, Seen
+from nlhf_zoo.tabular.equilibrium_payoffs import Payoffs, Point
+from nlhf_zoo.tabular.equilibrium_small import near_reference, polished
+from nlhf_zoo.tabular.equilibrium_subspace import subspace
+from nlhf_zoo.tabular.general_equilibrium import general_equilibrium
 from nlhf_zoo.tabular.policy import TabularPolicy, enumerable
 from nlhf_zoo.tabular.winner import von_neumann_winner
 
 __all__ = ["EquilibriumReport", "NotConverged", "equilibrium", "find_equilibrium"]
 
-_MOST_NEWTON = 20
-_MOST_PROXIMAL = 500
-_SHORTEST_STRIDE = 1.25
+_BATCH_ENTRIES = 2**22
+_FINEST = 1e-12
+_NEAR = 20.0
+_FARTHEST = 1e-2
 
 
 class NotConverged(ArithmeticError):
@@ -32,20 +39,26 @@ class EquilibriumReport:
     Attributes:
         policy: the equilibrium, (..., Y).
         duality_gap: (...) what it reaches.
-        newton_steps: linear systems solved, over all stages of the continuation.
-        rescues: proximal point steps taken, where the path of equilibria was too crooked to follow.
+        newton_steps: linear systems factored.
+        rescues: proximal point steps taken, where all else failed.
+        method: what it took, the last resort of a batch: "fixed point" (matrix-vector products only), "subspace",
+            "newton", "interior point", "proximal point", or "von Neumann winner" at beta = 0.
     """
 
     policy: TabularPolicy
     duality_gap: Tensor
     newton_steps: int
     rescues: int
+    method: str = ""
 
 
 def equilibrium(game: Game, tol: float = 1e-10) -> TabularPolicy:
     """The symmetric equilibrium of the game, with a duality gap of at most `tol` (and usually far less).
 
-    For beta = 0 this is a von Neumann winner. Batched over the leading dimensions; computed in float64.
+    The log-probabilities of the answer differ by at most sqrt(tol) / 10 (1e-6 at the default), or what rounding
+    allows, from those of its best response; up to Y = 512 by 1e-12. For beta = 0 it is a von Neumann winner.
+    Batched over the leading dimensions; computed in float64, whatever the matrix is. A single large game takes
+    up at most as much memory again as its matrix in float64.
 
     Raises:
         NotConverged: the tolerance was not reached.
@@ -57,14 +70,15 @@ def equilibrium(game: Game, tol: float = 1e-10) -> TabularPolicy:
 def find_equilibrium(game: Game, tol: float = 1e-10) -> EquilibriumReport:
     """As `equilibrium`, with an account of the search.
 
-    Solves r(z) = z - log pi_ref - P softmax(z) / beta = 0 modulo constants. The Jacobian
-    I - (P - 1/2) Cov / beta is never singular, whatever the game: Cov is positive semi-definite and
-    P - 1/2 is skew, so their product has an imaginary spectrum. The path of equilibria is followed from
-    beta = 1 down: a tangent step predicts, damped Newton corrects, and the stride adapts. Where the path is too
-    crooked, the exact proximal point method takes over, which converges from anywhere.
+    Solves r(z) = z - log pi_ref - P softmax(z) / beta = 0 modulo constants. Where the reference is near enough,
+    fixed-point and Newton steps lead from it to the equilibrium; a large game is first given some passes of a
+    nonlinear Krylov method (`subspace`), which settles it unless beta is small; otherwise an interior point
+    method leads to the neighbourhood where Newton's converges. Should all fail, the exact proximal point method
+    takes over, which converges from anywhere.
     """
-    if not isinstance(game.divergence, ReverseKL):
-        raise BadInput(f"equilibrium() knows the reverse KL only, not {type(game.divergence).__name__}")
+    if game.beta > 0 and not isinstance(game.divergence, ReverseKL):
+        found = general_equilibrium(game, tol)
+        return EquilibriumReport(found.policy, found.duality_gap, found.newton_steps, found.rescues, "newton")
     oracle = enumerable(game)
     if not isinstance(game.reference, TabularPolicy):
         raise BadInput(f"equilibrium() needs a tabular reference, not a {type(game.reference).__name__}")
@@ -72,125 +86,128 @@ def find_equilibrium(game: Game, tol: float = 1e-10) -> EquilibriumReport:
         policy = von_neumann_winner(oracle)
         matrix = oracle.matrix()
         gap = duality_gap((matrix @ policy.probs.unsqueeze(-1)).squeeze(-1), policy.log_probs, policy.log_probs, 0)
-        return EquilibriumReport(policy, gap, 0, 0)
+        return EquilibriumReport(policy, gap, 0, 0, "von Neumann winner")
     log_reference = game.reference.log_probs.double()
     if not bool(torch.isfinite(log_reference).all()):
         raise BadInput("the reference gives a response probability zero; every response needs a positive one")
-    payoffs = _Payoffs(oracle.matrix().double(), log_reference)
-
-    try:
-        z, steps, rescues = _follow_path(payoffs, game.beta)
-    except RuntimeError:  # torch.linalg: a singular system
-        raise NotConverged(f"equilibrium: beta = {game.beta:g} is too small for double precision") from None
-    policy = TabularPolicy(z)
-    gap = duality_gap(payoffs.of(z), policy.log_probs, log_reference, game.beta)
-    if not bool((gap <= tol).all()):
-        raise NotConverged(f"equilibrium: duality gap {float(gap.max()):.1e} reached, {tol:.1e} asked for")
-    return EquilibriumReport(policy, gap, steps, rescues)
-
-
-class _Payoffs:
-    def __init__(self, matrix: Tensor, log_reference: Tensor) -> None:
-        self.shape = torch.broadcast_shapes(matrix.shape[:-1], log_reference.shape)
-        self.skew = matrix - 0.5
-        self.log_reference = log_reference
-
-    def of(self, z: Tensor) -> Tensor:
-        return (self.skew @ z.softmax(-1).unsqueeze(-1)).squeeze(-1) + 0.5
-
-    def residual(self, z: Tensor, beta: float) -> Tensor:
-        r = z - self.log_reference - self.of(z) / beta
-        # Constants are no part of the problem; their mean under pi is, to rounding, the cleanest to remove.
-        return r - (z.softmax(-1) * r).sum(-1, keepdim=True)
-
-    def newton_step(self, z: Tensor, r: Tensor, beta: float) -> Tensor:
-        p = z.softmax(-1)
-        cov = self.skew * p.unsqueeze(-2) - (self.skew @ p.unsqueeze(-1)) * p.unsqueeze(-2)
-        jacobian = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - cov / beta
-        return torch.linalg.solve(jacobian, -r.unsqueeze(-1)).squeeze(-1)
-
-    def held_at(self, log_reference: Tensor) -> _Payoffs:
-        """The same payoffs with another reference."""
-        other = copy.copy(self)
-        other.log_reference = log_reference
-        return other
+    report, residual = _assembled(oracle, log_reference, game.beta, tol)
+    if not bool((report.duality_gap <= tol).all()):
+        worst = float(report.duality_gap.amax())
+        raise NotConverged(f"equilibrium: duality gap {worst:.1e} reached, {tol:.1e} asked for")
+    # A beta near `tol` would let any policy pass: the log-probabilities have to be right as well.
+    if residual > _FARTHEST:
+        raise NotConverged(
+            f"equilibrium: log-probabilities within {residual:.1e} of the best response's reached, {_FARTHEST:g} asked"
+            f" for; beta = {game.beta:g} is too small for double precision"
+        )
+    return report
 
 
-def _follow_path(payoffs: _Payoffs, goal: float) -> tuple[Tensor, int, int]:
-    """From a large beta, where one Newton step is nearly enough, down to `goal`; (z, systems solved, rescues)."""
-    beta, factor = max(goal, 1.0), 8.0
-    z = payoffs.log_reference.expand(payoffs.shape).clone()
-    z, steps, _ = _newton(payoffs, z, beta, rough=beta > goal)
-    while beta > goal:
-        smaller = max(goal, beta / factor)
-        # The tangent of the path in 1 / beta: differentiate z = log pi_ref + u(z) / beta.
-        ahead = payoffs.newton_step(z, -payoffs.of(z), beta) * (1 / smaller - 1 / beta)
-        trial, used, done = _newton(payoffs, (z + ahead).log_softmax(-1), smaller, rough=smaller > goal)
-        steps += used + 1
-        if done:
-            z, beta, factor = trial, smaller, min(factor * 2, 64.0)
-        elif factor > _SHORTEST_STRIDE:
-            factor = factor**0.5
+@attrs.define
+class _Effort:
+    """What a search has cost so far, and the furthest means it has come to."""
+
+    systems: int = 0
+    rescues: int = 0
+    rank: int = 0
+
+    def reached(self, method: str) -> None:
+        self.rank = max(self.rank, _METHODS.index(method))
+
+
+_METHODS = ("fixed point", "subspace", "newton", "interior point", "proximal point")
+
+
+def _assembled(
+    oracle: EnumerableOracle, log_reference: Tensor, beta: float, tol: float
+) -> tuple[EquilibriumReport, float]:
+    """All games of a batch, small ones some at a time, large ones one by one; and the largest residual."""
+    matrix, effort = oracle.matrix(), _Effort()
+    size = matrix.shape[-1]
+    if matrix.ndim == 2 and log_reference.ndim == 1:
+        shape: tuple[int, ...] = ()
+        parts = [_solved(matrix, log_reference, beta, tol, effort)]
+    else:
+        shape = torch.broadcast_shapes(matrix.shape[:-2], log_reference.shape[:-1])
+        matrices = matrix.expand(*shape, size, size).reshape(-1, size, size)
+        references = log_reference.expand(*shape, size).reshape(-1, size)
+        if size > LARGE:
+            parts = [_solved(*one, beta, tol, effort) for one in zip(matrices, references, strict=True)]
         else:
-            z, used, rescues = _proximal(payoffs, z, goal)
-            return z, steps + used, rescues
-    return z, steps, 0
+            count = max(1, _BATCH_ENTRIES // size**2)
+            batches = zip(matrices.split(count), references.split(count), strict=True)
+            parts = [_solved(*batch, beta, tol, effort) for batch in batches]
+    z = torch.cat([point.z.reshape(-1, size) for point, _ in parts]).reshape(*shape, size)
+    gap = torch.cat([gap.reshape(-1) for _, gap in parts]).reshape(shape)
+    residual = max((float(point.size.amax()) for point, _ in parts), default=0.0)
+    report = EquilibriumReport(TabularPolicy(z), gap, effort.systems, effort.rescues, _METHODS[effort.rank])
+    return report, residual
 
 
-def _proximal(payoffs: _Payoffs, z: Tensor, beta: float) -> tuple[Tensor, int, int]:
-    """The exact proximal point method, each of its games solved by Newton; (z, systems solved, proximal steps).
-
-    A step contracts KL(equilibrium || pi) by 1 / (1 + eta) whatever eta > 0 is (`exact_prox`), and its game, of
-    coefficient beta (1 + 1/eta), is as easy as a small eta makes it: eta grows while Newton succeeds.
-    """
-    eta, steps = 1.0, 0
-    for step in range(_MOST_PROXIMAL):
-        weight = beta * (1 + 1 / eta)
-        centre = (payoffs.log_reference + z / eta) / (1 + 1 / eta)
-        trial, used, done = _newton(payoffs.held_at(centre), z, weight, rough=True)
-        steps += used
-        if not done:
-            eta /= 8
-            continue
-        z, eta = trial, min(eta * 4, 1e3)
-        if bool((payoffs.residual(z, beta).abs().amax(-1) <= 1).all()):
-            polished, used, done = _newton(payoffs, z, beta, rough=False)
-            steps += used
-            if done:
-                return polished, steps, step + 1
-    return z, steps, _MOST_PROXIMAL
+def _solved(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effort: _Effort) -> tuple[Point, Tensor]:
+    """The point found, and (...) its duality gaps; one large game, or one or more small ones."""
+    enough, large = 0.1 * max(tol, 0.0) ** 0.5, matrix.shape[-1] > LARGE
+    payoffs = Payoffs(matrix if large else matrix.double(), log_reference, beta)
+    enough = enough if large else min(enough, _FINEST)
+    if matrix.ndim > 2:
+        point = _pursued(payoffs, payoffs.at(log_reference.log_softmax(-1)), enough, effort)
+    else:
+        passes = Passes(payoffs)
+        with np.errstate(all="ignore"):  # what overflows is not taken
+            seen, done = _first(passes, enough, large, effort)
+        point = passes.point(seen)
+        point = point if done else _pursued(payoffs, point, enough, effort)
+    return point, payoffs.gap(point)
 
 
-def _newton(payoffs: _Payoffs, z: Tensor, beta: float, rough: bool) -> tuple[Tensor, int, bool]:
-    """Newton at one beta, to |r| <= 0.1 (`rough`) or until rounding stops it; (z, steps, whether all got there)."""
-    r = payoffs.residual(z, beta)
-    settled = torch.zeros(r.shape[:-1], dtype=torch.bool, device=r.device)
-    for step in range(_MOST_NEWTON):
-        size = r.abs().amax(-1)
-        settled = settled | (size <= (0.1 if rough else 1e-16 * (1 / beta + z.abs().amax(-1))))
-        if bool(settled.all()):
-            return z, step, True
-        z, r, moved = _search(payoffs, z, r, payoffs.newton_step(z, r, beta), beta)
-        # At rounding level nothing falls any further: that game is finished, not stuck.
-        settled = settled | (~moved & (size <= 1e-6) & (not rough))
-        if not bool((moved | settled).all()):
-            return z, step + 1, False
-    return z, _MOST_NEWTON, False
+def _first(passes: Passes, enough: float, large: bool, effort: _Effort) -> tuple[Seen, bool]:
+    """What is tried first on a single game, and whether it was enough."""
+    if large:
+        effort.reached("subspace")
+        return subspace(passes, enough)
+    seen, done, steps = near_reference(passes, enough)
+    effort.systems += steps
+    effort.reached("newton" if steps else "fixed point")
+    return seen, done
 
 
-def _search(payoffs: _Payoffs, z: Tensor, r: Tensor, direction: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Halve the step, game by game, until |r|^2 falls; returns the points, residuals, and which games moved."""
-    value = r.square().sum(-1)
-    length = torch.ones_like(value)
-    best, best_r, moved = z, r, torch.zeros_like(value, dtype=torch.bool)
-    for _ in range(12):
-        trial = (z + length.unsqueeze(-1) * direction).log_softmax(-1)
-        trial_r = payoffs.residual(trial, beta)
-        better = ~moved & (trial_r.square().sum(-1) <= (1 - 0.2 * length) * value)
-        best = torch.where(better.unsqueeze(-1), trial, best)
-        best_r = torch.where(better.unsqueeze(-1), trial_r, best_r)
-        moved = moved | better
-        if bool(moved.all()):
-            break
-        length = torch.where(moved, length, length / 2)
-    return best, best_r, moved
+def _pursued(payoffs: Payoffs, start: Point, enough: float, effort: _Effort) -> Point:
+    """Newton from `start` where that is near, otherwise from where an interior point method leads."""
+    point, done = start, torch.zeros_like(start.size, dtype=torch.bool)
+    near = start.size <= _NEAR
+    if bool(near.any()) and (point.z.ndim > 1 or payoffs.size > LARGE):
+        point, done = _attempt(payoffs, point, near, None, enough, effort)
+    for level in (1.0, 1e-2, 1e-4):
+        if bool(done.all()):
+            return point
+        effort.reached("interior point")
+        point, again = _attempt(payoffs, point, ~done, level, enough, effort)
+        done = done | again
+    for game in torch.nonzero(~done) if done.ndim else ([None] if not bool(done) else []):
+        mask = torch.zeros_like(done).index_fill_(0, game, True) if game is not None else ~done
+        found, systems, rescues = proximal(payoffs.select(mask), enough)
+        effort.systems, effort.rescues = effort.systems + systems, effort.rescues + rescues
+        effort.reached("proximal point")
+        point = point.put(mask, found)
+    return point
+
+
+def _attempt(
+    payoffs: Payoffs, point: Point, games: Tensor, level: float | None, enough: float, effort: _Effort
+) -> tuple[Point, Tensor]:
+    """Newton in these games, from `point` or from where the interior point method has come down to `level`."""
+    some, start = payoffs.select(games), point.select(games)
+    systems = systems_of(some)
+    if level is not None:
+        start, _ = interior(some, systems, level)
+    if start.z.ndim == 1 and some.size <= LARGE:
+        passes = Passes(some)
+        with np.errstate(all="ignore"):
+            seen, good, steps = polished(passes, passes.seen(start), enough)
+        found, done = passes.point(seen), torch.full_like(games, good)
+        effort.systems += steps
+    else:
+        found, done = newton(some, systems, start, enough)
+    effort.systems += systems.solved
+    effort.reached("newton" if systems.solved else "fixed point")
+    return point.put(games, found), torch.zeros_like(games).masked_scatter(games, done)

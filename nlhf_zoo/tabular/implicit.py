@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nlhf_zoo.interfaces import Divergence, EnumerableOracle
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces import Divergence, EnumerableOracle, ReverseKL
 from nlhf_zoo.metrics import span
 
 __all__ = ["solve_implicit"]
@@ -27,11 +28,14 @@ def solve_implicit(
 
     With total weight w >= 1/2 and the reverse KL the map is a contraction with factor 1 / (2 w) (payoffs
     lie in [0, 1]), and is iterated as it stands. Below that, Nash-MP's two steps with step size 2 are
-    taken, which contract by 1 / (1 + 2 w). Every payoff is a query and is counted.
+    taken, which contract by 1 / (1 + 2 w). Other divergences: see `_general`. Every payoff is a query and is counted.
 
     Raises:
         ArithmeticError: not converged within 100,000 iterations.
+        BadInput: the divergence is not strictly convex.
     """
+    if not isinstance(divergence, ReverseKL):
+        return _general(oracle, anchors, divergence, start, generator)
     total = sum(weight for _, weight in anchors)
     current, change = start, float("inf")
     for iteration in range(1, _MOST + 1):
@@ -48,3 +52,49 @@ def solve_implicit(
         if change <= _TOLERANCE * max(1.0, torch.finfo(new.dtype).eps / 2e-16):
             return current, {"inner_iterations": float(iteration)}
     raise ArithmeticError(f"implicit update not converged: relative change {change:.1e} after {_MOST} iterations")
+
+
+def _general(
+    oracle: EnumerableOracle,
+    anchors: Sequence[tuple[Tensor, float]],
+    divergence: Divergence,
+    start: Tensor,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, dict[str, float]]:
+    """Mirror prox in the payoffs u that the answer p(u) = argmax_p <p, u> - sum_j w_j D(p || rho_j) is best to.
+
+    half = (u + h P p(u)) / (1 + h) and u+ = (u + h P p(half)) / (1 + h), the dual form of Nash-MP: what is held near
+    is u, by the Bregman divergence of the regulariser itself, so that a response which an iterate leaves out can come
+    back. h is accepted, game by game, where the mirror-prox inequality holds, and halved where it does not.
+    """
+    if not divergence.strictly_convex:
+        raise BadInput(f"an implicit update needs a strictly convex divergence, not {divergence.name}")
+
+    def bregman(a: Tensor, b: Tensor, at: Tensor) -> Tensor:
+        """(..., 1) of the regulariser, from p = exp(b) = p(at) to exp(a)."""
+        paid = sum(w * (divergence.terms(a, rho) - divergence.terms(b, rho)) for rho, w in anchors)
+        return (paid - at * (a.exp() - b.exp())).sum(-1, keepdim=True)
+
+    u = oracle.payoff(start.exp(), generator=generator)
+    log_p = divergence.improve(u, anchors)
+    h = torch.ones_like(u[..., :1])
+    change = float("inf")
+    for iteration in range(1, _MOST + 1):
+        first = oracle.payoff(log_p.exp(), generator=generator)
+        change = float((first - u).abs().amax())
+        # An improvement is normalised to 1e-14: payoffs agree no better than that.
+        if change <= 10 * _TOLERANCE * max(1.0, torch.finfo(u.dtype).eps / 2e-16):
+            return log_p, {"inner_iterations": float(iteration)}
+        half = (u + h * first) / (1 + h)
+        log_half = divergence.improve(half, anchors)
+        second = oracle.payoff(log_half.exp(), generator=generator)
+        new = (u + h * second) / (1 + h)
+        log_new = divergence.improve(new, anchors)
+        gained = h * ((second - first) * (log_new.exp() - log_half.exp())).sum(-1, keepdim=True)
+        room = bregman(log_half, log_p, u) + (1 + h) * bregman(log_new, log_half, half)
+        # Below rounding the inequality decides nothing, and the step is left as it was.
+        clear = room > 1e-12
+        kept = (gained <= room) | ~clear
+        u, log_p = torch.where(kept, new, u), torch.where(kept, log_new, log_p)
+        h = torch.where(kept, torch.where(clear, h * 1.2, h), h / 2)
+    raise ArithmeticError(f"implicit update not converged: change {change:.1e} after {_MOST} iterations")

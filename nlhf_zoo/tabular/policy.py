@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -17,8 +18,11 @@ from nlhf_zoo.interfaces import (
     Outcome,
     Policy,
     Responses,
+    ReverseKL,
     Update,
 )
+from nlhf_zoo.interfaces.proximal import mixed_improvement
+from nlhf_zoo.metrics import kl_divergence
 from nlhf_zoo.tabular.implicit import solve_implicit
 
 __all__ = ["SoftmaxPolicy", "TabularPolicy", "TabularResponses", "enumerable"]
@@ -103,11 +107,22 @@ class TabularPolicy(Policy):
         return self.mixture(other, weight)
 
     def payoff(self, update: Update, game: Game, generator: torch.Generator | None) -> Tensor:
-        """(..., Y) v of the update, one query of the oracle; the opponent must not be `ITSELF`."""
+        """(..., Y) v of the update, one query of the oracle (none without an opponent); not for `ITSELF`."""
         assert not isinstance(update.opponent, Itself)
-        weights = torch.stack([weight * _table(policy).exp() for policy, weight in update.opponent.terms]).sum(0)
-        ratio = None if update.loss is None else _table(update.start) - _table(game.reference)
-        return enumerable(game).payoff(weights, loss=update.loss, log_ratio=ratio, generator=generator)
+        if update.opponent is None:
+            return torch.zeros_like(_table(update.start))
+        weights = functools.reduce(torch.add, [w * _table(policy).exp() for policy, w in update.opponent.terms])
+        oracle = enumerable(game)
+        if update.loss is None:
+            return oracle.payoff(weights, generator=generator)
+        ratio = _table(update.start) - _table(game.reference)
+        linked, slope, point = update.loss.of_single(ratio)
+        value = oracle.payoff(weights, loss=update.loss, log_ratio=linked, generator=generator)
+        if update.loss.joins(update):
+            start = _table(update.start)
+            own = oracle.payoff(start.exp(), loss=update.loss, log_ratio=linked, generator=generator)
+            value = (value + (weights.log() - start).clamp_max(700).exp() * own) / 2
+        return slope * value + point
 
     def improve(self, update: Update, game: Game, generator: torch.Generator | None = None) -> Outcome:
         oracle = enumerable(game)
@@ -116,11 +131,35 @@ class TabularPolicy(Policy):
         if isinstance(update.opponent, Itself):
             if update.loss is not None:
                 raise BadInput("an implicit update (opponent ITSELF) takes no pairwise loss on a table")
+            if not _alike(update, game):
+                raise BadInput("an implicit update (opponent ITSELF) takes anchors of the game's own divergence only")
             log_probs, measured = solve_implicit(oracle, anchors, game.divergence, self.log_probs, generator)
-        else:
+        elif _alike(update, game):
             log_probs = game.divergence.improve(self.payoff(update, game, generator), anchors)
             measured = {}
-        return Outcome(TabularPolicy(log_probs), oracle.queries - before, measured)
+        else:
+            kinds = [anchor.divergence or game.divergence for anchor in update.anchors]
+            held = [(*pair, kind) for pair, kind in zip(anchors, kinds, strict=True)]
+            log_probs = mixed_improvement(self.payoff(update, game, generator), held)
+            measured = {}
+        # Only the reverse KL is known to end in a log-softmax, with nothing left to normalise.
+        answer = _normalised(log_probs) if type(game.divergence) is ReverseKL else TabularPolicy(log_probs)
+        return Outcome(answer, oracle.queries - before, measured | distances(update, answer))
+
+
+def _normalised(log_probs: Tensor) -> TabularPolicy:
+    """The policy of (..., Y) that a log-softmax returned: the constructor without its passes over the table."""
+    # A log-softmax makes a row NaN from end to end if anything in it is wrong: one column tells.
+    if not bool((log_probs[..., 0] < torch.inf).all()):
+        return TabularPolicy(log_probs)  # which says what is wrong
+    policy = object.__new__(TabularPolicy)
+    object.__setattr__(policy, "log_probs", log_probs)  # as attrs itself sets the field of a frozen class
+    return policy
+
+
+def _alike(update: Update, game: Game) -> bool:
+    """Whether all anchors hold by the game's own divergence."""
+    return all(anchor.divergence is None or anchor.divergence == game.divergence for anchor in update.anchors)
 
 
 def anchor_tables(update: Update) -> Sequence[tuple[Tensor, float]]:
@@ -128,10 +167,40 @@ def anchor_tables(update: Update) -> Sequence[tuple[Tensor, float]]:
     return [(_table(anchor.policy), anchor.weight) for anchor in update.anchors]
 
 
+def distances(update: Update, answer: TabularPolicy) -> dict[str, Any]:
+    """The divergences KL(p || q) that the update asks for: a float for one game, a (...) tensor for a batch."""
+    found: dict[str, Any] = {}
+    for name, pair in update.distances.items():
+        first, second = (answer.log_probs if isinstance(end, Itself) else _table(end) for end in pair)
+        value = kl_divergence(first, second)
+        found[name] = float(value) if value.ndim == 0 else value
+    return found
+
+
 def _table(policy: Policy) -> Tensor:
     if not isinstance(policy, TabularPolicy):
         raise BadInput(f"a table cannot play with a {type(policy).__name__}; give both the same backend")
     return policy.log_probs
+
+
+def update_value(log_policy: Tensor, payoff: Tensor, update: Update, game: Game) -> Tensor:
+    """(...) what gradient steps climb, with exact expectations: the objective itself, or minus the loss of its fit.
+
+    Args:
+        log_policy: (..., Y) normalised log-probabilities of the learning policy, differentiable.
+        payoff: (..., Y) v of the update.
+    """
+    anchors = anchor_tables(update)
+    if update.fit is None:
+        value = (log_policy.exp() * payoff).sum(-1)
+        for anchor, (log_rho, weight) in zip(update.anchors, anchors, strict=True):
+            value = value - weight * (anchor.divergence or game.divergence).value(log_policy, log_rho)
+        return value
+    if not _alike(update, game) or not isinstance(game.divergence, ReverseKL):
+        raise BadInput(f"{type(update.fit).__name__} knows the answer of an update under the reverse KL only")
+    source = log_policy.detach() if update.fit.on_policy else _table(update.start)
+    gap = torch.stack([weight * (log_policy - log_rho) for log_rho, weight in anchors]).sum(0)
+    return -update.fit.loss(gap, payoff, update.weight, source.exp())
 
 
 @attrs.frozen(eq=False)
@@ -156,19 +225,17 @@ class SoftmaxPolicy(TabularPolicy):
     def improve(self, update: Update, game: Game, generator: torch.Generator | None = None) -> Outcome:
         oracle = enumerable(game)
         before = oracle.queries
-        anchors = anchor_tables(update)
         log_probs = _table(update.start)
         payoff = None if isinstance(update.opponent, Itself) else self.payoff(update, game, generator)
         for _ in range(update.steps or self.steps):
             v = payoff if payoff is not None else oracle.payoff(log_probs.exp(), generator=generator)
-            log_probs = self._step(log_probs, v, anchors, game)
-        return Outcome(attrs.evolve(self, log_probs=log_probs), oracle.queries - before)
+            log_probs = self._step(log_probs, v, update, game)
+        answer = attrs.evolve(self, log_probs=log_probs)
+        return Outcome(answer, oracle.queries - before, distances(update, answer))
 
-    def _step(self, log_probs: Tensor, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]], game: Game) -> Tensor:
-        from nlhf_zoo.metrics import improvement_value
-
+    def _step(self, log_probs: Tensor, payoff: Tensor, update: Update, game: Game) -> Tensor:
         with torch.enable_grad():
             logits = log_probs.detach().requires_grad_()
-            value = improvement_value(logits.log_softmax(-1), payoff, anchors, game.divergence)
+            value = update_value(logits.log_softmax(-1), payoff, update, game)
             (gradient,) = torch.autograd.grad(value.sum(), logits)
         return (log_probs + self.learning_rate * gradient).log_softmax(-1)

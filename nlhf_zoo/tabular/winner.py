@@ -1,68 +1,170 @@
-"""The von Neumann winner: an optimal mixed strategy of the unregularised game."""
+"""The von Neumann winner: an optimal mixed strategy of the unregularised game, exact, and chosen where not unique."""
 
 from __future__ import annotations
 
+import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
+from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import EnumerableOracle
 from nlhf_zoo.tabular.policy import TabularPolicy
+from nlhf_zoo.tabular.winner_face import CLEAR, Winner, any_winner, only_winner, winner_of_many
+from nlhf_zoo.tabular.winner_path import Floats, PathPoint, central_path
 
-__all__ = ["von_neumann_winner"]
+__all__ = ["WinnerReport", "find_winner", "von_neumann_winner"]
+
+_TOLERANCE = 1e-12
+_LOOK_FOR_ONE = 1e-4
+_LOOK_FOR_MANY = 1e-6
+_ROWS_AT_A_TIME = 32
 
 
-def von_neumann_winner(oracle: EnumerableOracle) -> TabularPolicy:
-    """A policy that no response beats: max_y P(y > pi) <= 1/2. Responses outside its support have -inf.
+@attrs.frozen(eq=False)
+class WinnerReport:
+    """The von Neumann winners of a batch of games, and what is known of each.
 
-    A response that nobody beats is optimal alone, and is taken where there is one (the first of several).
-    Otherwise the linear programme is solved by HiGHS (through scipy), and its vertex made exact on its
-    support. Where several policies are optimal, one of them is returned. Batched games are solved one by one.
+    Attributes:
+        policy: (..., Y); responses off the support have -inf.
+        duality_gap: (...) float64, 2 (max_y P(y > pi) - 1/2), at most 1e-12.
+        support: (..., Y) bool, the responses of positive probability. It is the largest support that a winner
+            has, except where `dimension` is -1.
+        unique: (...) bool, whether no other policy is a winner.
+        dimension: (...) int64, of the set of all winners: 0 where unique, -1 where double precision does not tell.
+        margin: (...) float64, the least probability on the support or shortfall of a payoff below 1/2 off it, at a
+            winner inside that set (0 where `dimension` is -1). It proves the support; how far it is above 1e-16
+            says how safely.
+        choices: one sentence a game, in row-major order: why this winner.
+        methods: one a game, likewise.
+    """
+
+    policy: TabularPolicy
+    duality_gap: Tensor
+    support: Tensor
+    unique: Tensor
+    dimension: Tensor
+    margin: Tensor
+    choices: tuple[str, ...]
+    methods: tuple[str, ...]
+
+
+def von_neumann_winner(oracle: EnumerableOracle, reference: TabularPolicy | None = None) -> TabularPolicy:
+    """A policy that no response beats: max_y P(y > pi) <= 1/2 + 5e-13. Responses outside its support have -inf.
+
+    Where several policies are, it is the one closest to the reference, in KL(pi || reference); without one, the
+    one of the largest entropy. That is also the limit of the regularised equilibria as beta goes to 0. Batched
+    games are solved one by one, in float64 on the CPU.
+
+    Args:
+        oracle: one that has a matrix (..., Y, Y).
+        reference: (Y,) or (..., Y), every probability positive.
 
     Raises:
-        ArithmeticError: HiGHS failed.
+        BadInput: no matrix, or a reference that does not fit.
+        ArithmeticError: a gap of 1e-12 was not reached; the message says what was.
     """
-    matrix = oracle.matrix().double()
-    flat = matrix.reshape(-1, oracle.num_responses, oracle.num_responses)
-    winners = torch.stack([_winner(one.cpu()) for one in flat]).to(matrix.device)
-    return TabularPolicy(winners.log().reshape(*matrix.shape[:-2], -1))
+    return find_winner(oracle, reference).policy
 
 
-def _winner(matrix: Tensor) -> Tensor:
-    import numpy as np
-    from scipy.optimize import linprog
+def find_winner(oracle: EnumerableOracle, reference: TabularPolicy | None = None) -> WinnerReport:
+    """As `von_neumann_winner`, with what is known of the set of winners.
 
-    unbeaten = torch.nonzero(matrix.amin(-1) >= 0.5)
-    if len(unbeaten):
-        return torch.zeros_like(matrix[0]).index_fill_(0, unbeaten[0], 1.0)
-    size = matrix.shape[-1]
-    skew = (matrix - 0.5).numpy()
-    # Variables x (the policy) and t (what the best response wins over 1/2): minimise t with skew x <= t.
-    answer = linprog(
-        c=np.append(np.zeros(size), 1.0),
-        A_ub=np.hstack([skew, -np.ones((size, 1))]),
-        b_ub=np.zeros(size),
-        A_eq=np.append(np.ones(size), 0.0)[None],
-        b_eq=[1.0],
-        bounds=[(0, None)] * size + [(None, None)],
-        method="highs",
+    An interior-point method leads to the inside of that set and shows the largest support; the indifference
+    equations on it are then solved exactly, and the answer proves itself: a winner that is positive on the
+    support and leaves every other response a payoff below 1/2 exists for no other set of responses. Memory:
+    one more matrix of the size of P, and LAPACK's own buffers.
+    """
+    matrix = oracle.matrix()
+    shape = matrix.shape[:-1]
+    games = matrix.detach().reshape(-1, *matrix.shape[-2:])
+    references = _log_references(reference, shape, matrix.device).reshape(-1, shape[-1]).numpy()
+    found = [_winner(_checked(one), log_ref) for one, log_ref in zip(games, references, strict=True)]
+
+    def gathered(values: list[float] | list[int]) -> Tensor:
+        return torch.tensor(values, device=matrix.device).reshape(shape[:-1])
+
+    log_probs = torch.from_numpy(np.stack([one.log_probs for one in found])).to(matrix.device).reshape(shape)
+    dimension = gathered([one.dimension for one in found])
+    return WinnerReport(
+        policy=TabularPolicy(log_probs),
+        duality_gap=gathered([one.gap for one in found]).double(),
+        support=log_probs > -torch.inf,
+        unique=dimension == 0,
+        dimension=dimension,
+        margin=gathered([one.margin for one in found]).double(),
+        choices=tuple(one.choice for one in found),
+        methods=tuple(one.method for one in found),
     )
-    if answer.status != 0:
-        raise ArithmeticError(f"von Neumann winner: the linear programme ended with {answer.message}")
-    x = torch.from_numpy(np.clip(answer.x[:size], 0, None))
-    return _made_exact(matrix, x / x.sum())
 
 
-def _made_exact(matrix: Tensor, x: Tensor) -> Tensor:
-    """Solve the indifference equations on the support that the programme found; keep the better policy."""
-    support = torch.nonzero(x > 1e-9).flatten()
-    skew = matrix[support][:, support] - 0.5
-    ones = torch.ones(len(support), 1, dtype=skew.dtype)
-    system = torch.cat([skew, ones.T])
-    right = torch.cat([torch.zeros(len(support), 1, dtype=skew.dtype), torch.ones(1, 1, dtype=skew.dtype)])
-    exact = torch.zeros_like(x)
-    exact[support] = torch.linalg.lstsq(system, right, driver="gelsd").solution.flatten()
-    if bool((exact < 0).any()):
-        return x
-    exact = exact / exact.sum()
-    worse = (matrix @ exact).max() > (matrix @ x).max()
-    return x if bool(worse) else exact
+def _log_references(reference: TabularPolicy | None, shape: torch.Size, device: torch.device) -> Tensor:
+    """(..., Y) on the CPU; zeros, the uniform one up to a constant, where none is given."""
+    if reference is None:
+        return torch.zeros(shape, dtype=torch.float64)
+    log_probs = reference.log_probs.detach().double().cpu()
+    if log_probs.shape[-1] != shape[-1]:
+        raise BadInput(f"the reference has {log_probs.shape[-1]} responses, the oracle {shape[-1]}; give it as many")
+    if not bool(torch.isfinite(log_probs).all()):
+        raise BadInput("the reference gives a response probability zero; every response needs a positive one")
+    if log_probs.ndim > len(shape) or torch.broadcast_shapes(log_probs.shape, shape) != shape:
+        raise BadInput(f"the reference has shape {tuple(log_probs.shape)}, the oracle's games {tuple(shape)}")
+    return log_probs.expand(shape).contiguous()
+
+
+def _checked(matrix: Tensor) -> Floats:
+    """(Y, Y) float64 in C order with P + P^T = 1: itself where it is so, without a copy."""
+    values = matrix.double().cpu().contiguous().numpy()
+    worst = 0.0
+    for start in range(0, len(values), _ROWS_AT_A_TIME):
+        rows = slice(start, start + _ROWS_AT_A_TIME)
+        worst = max(worst, float(np.abs(values[rows] + values[:, rows].T - 1).max()))
+    if worst <= 1e-15:
+        return values
+    if not worst <= 1e-5:  # NaN fails too
+        raise BadInput(f"P + P^T is off 1 by {worst:.1e}; a winner needs a preference matrix")
+    return (values - values.T) / 2 + 0.5
+
+
+def _winner(matrix: Floats, log_reference: Floats) -> Winner:
+    condorcet = _condorcet_winner(matrix)
+    if condorcet is not None:
+        return condorcet
+    found = _follow_path(matrix, log_reference)
+    if not found.gap <= _TOLERANCE:
+        raise ArithmeticError(f"von Neumann winner: duality gap {found.gap:.1e} reached, {_TOLERANCE:.0e} needed")
+    return found
+
+
+def _condorcet_winner(matrix: Floats) -> Winner | None:
+    """A response that beats all others is the only winner."""
+    for index, row in enumerate(matrix):
+        margin = float(np.delete(row, index).min(initial=1.0)) - 0.5
+        if margin <= CLEAR:
+            continue
+        log_probs = np.full(len(matrix), -np.inf)
+        log_probs[index] = 0
+        return Winner(log_probs, 0.0, 0, margin, "the only winner", "Condorcet winner")
+    return None
+
+
+def _follow_path(matrix: Floats, log_reference: Floats) -> Winner:
+    workspace = np.empty_like(matrix)
+    last: PathPoint | None = None
+    asked, several = np.zeros(len(matrix), dtype=np.bool_), False
+    for point in central_path(matrix, workspace):
+        last = point
+        if point.t > _LOOK_FOR_ONE or not point.supported.any():
+            continue
+        if not bool((point.supported == asked).all()):
+            answer = only_winner(matrix, point.supported, workspace)
+            if isinstance(answer, Winner):
+                return answer
+            asked, several = point.supported, answer
+        if several and point.t <= _LOOK_FOR_MANY:
+            many = winner_of_many(matrix, point.supported, point.x, log_reference, workspace)
+            if many is not None:
+                return many
+    if last is None:
+        raise ArithmeticError("von Neumann winner: not a single step of the interior-point method succeeded")
+    return any_winner(matrix, last.x, last.x > last.s)

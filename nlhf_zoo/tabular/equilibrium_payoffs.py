@@ -1,0 +1,119 @@
+"""The payoffs of a game of the reverse KL, and the residual whose zero is its equilibrium."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import attrs
+import torch
+from torch import Tensor
+
+from nlhf_zoo.metrics import duality_gap
+
+__all__ = ["Payoffs", "Point"]
+
+_ROWS = 256
+
+
+@attrs.frozen(eq=False)
+class Point:
+    """A policy of each game, with what one matrix-vector product says of it.
+
+    Attributes:
+        z: (..., Y) its log-probabilities.
+        p: (..., Y) the same, exponentiated.
+        u: (..., Y) its payoffs P p.
+        r: (..., Y) its residual z - log pi_ref - u / beta, with mean zero under p.
+    """
+
+    z: Tensor
+    p: Tensor
+    u: Tensor
+    r: Tensor
+
+    @functools.cached_property
+    def size(self) -> Tensor:
+        """(...) max |r|."""
+        return self.r.abs().amax(-1)
+
+    def select(self, games: Tensor) -> Point:
+        """The point in the games that the mask (...) names, flattened where there is a batch."""
+        if bool(games.all()):
+            return self
+        return Point(*(getattr(self, f)[games] for f in ("z", "p", "u", "r")))
+
+    def put(self, games: Tensor, other: Point) -> Point:
+        """This point with `other` in the games that the mask (...) names."""
+        if bool(games.all()):
+            return other
+        pairs = ((getattr(self, f), getattr(other, f)) for f in ("z", "p", "u", "r"))
+        return Point(*(mine.masked_scatter(games.unsqueeze(-1), theirs) for mine, theirs in pairs))
+
+    def where(self, mask: Tensor, other: Point) -> Point:
+        """This point in the games where `mask` (...) says so, `other` elsewhere."""
+        if bool(mask.all()):
+            return self
+        m = mask.unsqueeze(-1)
+        return Point(*(torch.where(m, getattr(self, f), getattr(other, f)) for f in ("z", "p", "u", "r")))
+
+
+class Payoffs:
+    """The matrix P, the reference and beta of one game or a batch of games; computes in float64.
+
+    Args:
+        matrix: (..., Y, Y), float64; a single matrix may be of a smaller dtype, and is converted a few rows at a
+            time, never as a whole.
+        log_reference: (..., Y) float64, of the same leading dimensions.
+        beta: > 0.
+    """
+
+    def __init__(self, matrix: Tensor, log_reference: Tensor, beta: float) -> None:
+        self.matrix = matrix
+        self.log_reference = log_reference
+        self.beta = beta
+
+    @property
+    def size(self) -> int:
+        """Y."""
+        return self.matrix.shape[-1]
+
+    def of(self, p: Tensor) -> Tensor:
+        """(..., Y) P p."""
+        if self.matrix.ndim > 2:
+            return (self.matrix @ p.unsqueeze(-1)).squeeze(-1)
+        if self.matrix.dtype == p.dtype:
+            return self.matrix @ p
+        return torch.cat([rows.to(p.dtype) @ p for rows in self.matrix.split(_ROWS)])
+
+    def change(self, x: Tensor) -> Tensor:
+        """(..., Y) (P - 1/2) x, what a change x of the policy does to its payoffs."""
+        return self.of(x) - 0.5 * x.sum(-1, keepdim=True)
+
+    def at(self, z: Tensor) -> Point:
+        """The point with log-probabilities z, which must be normalised."""
+        p = z.exp()
+        u = self.of(p)
+        r = z - self.log_reference - u / self.beta
+        # Constants are no part of the problem; their mean under p is, to rounding, the cleanest to remove.
+        return Point(z, p, u, r - (p * r).sum(-1, keepdim=True))
+
+    def gap(self, point: Point) -> Tensor:
+        """(...) the duality gap of a point."""
+        return duality_gap(point.u, point.z, self.log_reference, self.beta)
+
+    def rounding(self, z: Tensor) -> Tensor:
+        """(...) the residual that rounding alone leaves at log-probabilities z."""
+        return (z.amin(-1) - 1 / self.beta) * (-4 * torch.finfo(z.dtype).eps)
+
+    def held_at(self, log_reference: Tensor, beta: float) -> Payoffs:
+        """The same payoffs with another reference and beta."""
+        other = copy.copy(self)
+        other.log_reference, other.beta = log_reference, beta
+        return other
+
+    def select(self, games: Tensor) -> Payoffs:
+        """The games of a batch (B,) that the mask names; a single game as it is."""
+        if bool(games.all()):
+            return self
+        return Payoffs(self.matrix[games], self.log_reference[games], self.beta)

@@ -1,0 +1,107 @@
+"""Games under other divergences: duality gap, equilibrium, implicit updates, and whole runs."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+import nlhf_zoo as nz
+from nlhf_zoo.interfaces import Divergence, ReverseKL
+from nlhf_zoo.metrics import duality_gap, span
+from nlhf_zoo.tabular.general_equilibrium import general_equilibrium
+from nlhf_zoo_plugins.divergences import Alpha, ChiSquared, JensenShannon, TotalVariation
+from tests.test_divergences import close, every, quick, strict, tables
+
+
+def game(divergence: Divergence, size: int, seed: int, beta: float, rows: int | None = None) -> nz.Game:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (size, size) if rows is None else (rows, size, size)
+    raw = torch.randn(shape, generator=generator, dtype=torch.float64)
+    reference = torch.randn(shape[:-1], generator=generator, dtype=torch.float64)
+    return nz.Game(nz.MatrixOracle((raw - raw.mT).sigmoid()), nz.TabularPolicy(reference), beta, divergence)
+
+
+@strict
+@pytest.mark.parametrize("beta", [1.0, 0.05])
+def test_equilibrium_is_its_own_best_response(divergence: Divergence, beta: float) -> None:
+    found = general_equilibrium(game(divergence, 6, 4, beta, rows=2))
+    assert float(found.duality_gap.max()) <= 1e-13
+    mine = game(divergence, 6, 4, beta, rows=2)
+    answer = divergence.improve(mine.oracle.payoff(found.policy.probs), [(mine.reference.log_probs, beta)])
+    assert close(answer.exp(), found.policy.probs, 1e-9)
+
+
+def test_equilibrium_under_the_reverse_kl_is_the_known_one() -> None:
+    mine = game(ReverseKL(), 8, 2, 0.02)
+    assert close(general_equilibrium(mine).policy.log_probs, nz.equilibrium(mine).log_probs, 1e-9)
+
+
+def test_equilibrium_refuses_what_is_not_unique() -> None:
+    with pytest.raises(nz.BadInput, match="not strictly convex"):
+        general_equilibrium(game(TotalVariation(), 4, 0, 0.1))
+
+
+@every
+@quick
+@given(seed=st.integers(0, 10**6))
+def test_duality_gap_is_what_the_best_opponents_win(divergence: Divergence, seed: int) -> None:
+    """max_mu f(mu, pi) - min_mu f(pi, mu), by its definition, at the best of many opponents and at the exact one."""
+    mine = game(divergence, 4, seed, 0.3)
+    policy = nz.TabularPolicy(tables(1, 4, seed)[0])
+    gap = float(nz.duality_gap(mine, policy))
+    ref, matrix = mine.reference.log_probs, mine.oracle.matrix()
+
+    def f(mu: torch.Tensor, pi: torch.Tensor) -> torch.Tensor:
+        won = ((mu.exp() @ matrix) * pi.exp()).sum(-1)
+        return won - 0.3 * divergence.value(mu, ref) + 0.3 * divergence.value(pi, ref)
+
+    best = divergence.improve(matrix @ policy.probs, [(ref, 0.3)])
+    exact = f(best, policy.log_probs) - (1 - f(best, policy.log_probs))
+    assert gap == pytest.approx(float(exact), abs=1e-12)
+    others = tables(200, 4, seed + 1)
+    assert bool((2 * f(others, policy.log_probs) - 1 <= gap + 1e-12).all())
+
+
+def test_duality_gap_of_the_generic_form_agrees_with_the_closed_one() -> None:
+    @attrs.frozen
+    class Plain(Divergence):
+        name = "plain"
+
+        def generator(self, ratio):
+            return torch.xlogy(ratio, ratio)
+
+        def derivative(self, ratio):
+            return ratio.log() + 1
+
+    payoff = torch.rand(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p, q = tables(2, 5, 0)
+    assert close(duality_gap(payoff, p, q, 0.1, Plain()), duality_gap(payoff, p, q, 0.1), 1e-12)
+
+
+@strict
+def test_solve_reaches_a_tolerance(divergence: Divergence) -> None:
+    """Magnetic steps towards the reference by a solver that knows nothing of the divergence."""
+    mine = game(divergence, 5, 7, 0.5)
+    result = nz.solve(mine, "nash_mp", steps=400, tol=1e-8)
+    assert result.converged
+    assert all(math.isfinite(row["duality_gap"]) for row in result.history)
+
+
+@pytest.mark.parametrize("divergence", [JensenShannon(), ChiSquared(), Alpha(1.5)], ids=repr)
+@pytest.mark.parametrize("beta", [1.0, 0.05])
+def test_implicit_update_is_the_equilibrium(divergence: Divergence, beta: float) -> None:
+    mine = game(divergence, 5, 3, beta)
+    update = nz.Update(start=mine.reference, opponent=nz.ITSELF, anchors=[(mine.reference, beta)])
+    outcome = mine.reference.improve(update, mine)
+    assert float(nz.duality_gap(mine, outcome.policy)) <= 1e-13
+    assert outcome.queries.exact > 1
+
+
+def test_span_where_both_leave_a_response_out() -> None:
+    p = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
+    assert float(span(p, p)) == 0
