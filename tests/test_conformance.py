@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlhf_zoo import BadInput, Guarantee, Solver, Update
+from nlhf_zoo import BadInput, Guarantee, Solver, Update, linear_rate
 from nlhf_zoo.drive import configure
+from nlhf_zoo.metrics import span
+from nlhf_zoo.tabular import find_equilibrium
 from nlhf_zoo.testing import (
     PROPERTIES,
     Case,
@@ -23,11 +26,15 @@ from nlhf_zoo.testing import (
     check_property,
     check_solver,
     conformance_test,
+    cycle,
     falsify,
+    measured,
     properties,
     strategies,
 )
+from nlhf_zoo.testing.hardest import near_equilibrium, ripple
 from nlhf_zoo.testing.measure import readings
+from nlhf_zoo.testing.snippet import snippet
 from nlhf_zoo.testing.statistics import FALSE_ALARM, expectation_refuted, probability_refuted
 from tests.mutants import MP, MUTANTS, UniformInsteadOfReference
 
@@ -242,6 +249,128 @@ def test_falsify_refutes_a_false_claim_and_measures_a_true_one() -> None:
     assert false.violated
     assert false.ratio > 1
     assert falsify("online_dpo", examples=5) == ()
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_falsify_refutes_a_step_that_is_a_little_too_long(seed: int) -> None:
+    claims = falsify(MUTANTS["ClaimsALargerStepThanIsTrue"][0], examples=20, seed=seed)
+    assert [claim.violated for claim in claims] == [True, True]
+    for claim in claims:
+        assert claim.share is not None
+        assert claim.share < 1
+        assert claim.instance is not None
+        with pytest.raises(Violation) as raised:
+            exec(claim.instance, {})
+        assert str(raised.value).startswith(f"step {claim.step}:")
+
+
+def test_the_search_alone_refutes_it_without_the_known_hardest_games(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlhf_zoo.testing.tightness.hard_cases", lambda steps: [])
+    claims = falsify(MUTANTS["ClaimsALargerStepThanIsTrue"][0], examples=1000)
+    assert claims[1].violated
+
+
+def test_nothing_is_gained_where_nothing_is_claimed_to_move() -> None:
+    """As beta -> 0 measured / bound tends to 1 by itself; the share of the claimed rate does not."""
+    case = attrs.evolve(RPS, reference=[0.0] * 3, beta=1e-4, steps=1, start=[0.0, -0.1, -0.3])
+    (reading,) = measured(MP(), case)
+    assert 0.5 < reading.ratio < 1
+    assert reading.share is not None
+    assert reading.before is not None
+    assert reading.share > 100
+    shrunk, allowed = reading.measured / reading.before, reading.bound / reading.before
+    assert reading.share == pytest.approx(math.log(shrunk) / math.log(allowed), rel=1e-6)
+
+
+def test_the_closest_instance_prints_its_readings(capsys: pytest.CaptureFixture[str]) -> None:
+    for claim in falsify("nash_mp", examples=20):
+        assert claim.instance is not None
+        exec(claim.instance, {})
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"step {claim.step}: ")]
+        assert any(f"{claim.share:.6g} of the claimed rate" in line for line in lines)
+
+
+def test_one_numbering_of_steps_and_no_step_after_the_failure() -> None:
+    result = check_property(MUTANTS["StopsAfterTwentySteps"][0], "each-step-meets-its-recursion")
+    assert result.counterexample is not None
+    inputs = _inputs(result.counterexample)
+    assert result.detail.startswith(f"step {inputs['first_step'] + inputs['case'].steps - 1}:")
+    assert inputs["first_step"] > 20
+    late = check_property(MUTANTS["StopsAfterTwentySteps"][0], "last-iterate-meets-its-bound")
+    assert late.counterexample is not None
+    assert late.detail.startswith(f"step {_inputs(late.counterexample)['case'].steps}:")
+
+
+def test_beta_is_printed_whatever_it_is() -> None:
+    solver, _ = MUTANTS["BetaHalved"]
+    for beta in (0.1, 1.0):
+        program = snippet(solver, PROPERTIES["target-is-a-fixed-point"], {"case": attrs.evolve(RPS, beta=beta)})
+        assert f"beta={beta}" in program
+
+
+def test_cycles_are_printed_by_name_and_read_back() -> None:
+    case = Case(matrix=cycle(7, 0.4), reference=[0.0] * 7, start=ripple(7), nearby=True)
+    program = snippet(MP(), PROPERTIES["counts-every-query"], {"case": case})
+    assert "matrix=cycle(7, 0.4)" in program
+    assert _inputs(program)["case"] == case
+
+
+def test_a_start_counted_from_the_equilibrium() -> None:
+    case = attrs.evolve(RPS, start=[0.01, 0.0, -0.01], nearby=True)
+    goal = find_equilibrium(case.game()).policy.log_probs
+    moved = case.first().log_probs - goal
+    assert (moved - moved.mean()).tolist() == pytest.approx([0.01, 0.0, -0.01], abs=1e-12)
+
+
+@settings(max_examples=60, database=None, deadline=None)
+@given(near_equilibrium())
+def test_near_starts_are_near(case: Case) -> None:
+    goal = find_equilibrium(case.game()).policy.log_probs
+    assert float(span(case.first().log_probs, goal)) <= 2 * max(map(abs, case.start or (0.0,))) + 1e-9
+
+
+def test_a_solver_that_cannot_make_a_step_is_told_so_once() -> None:
+    said = {
+        "ForgetsToReturn": "accept() returned None; it must return state.next(...) or state.middle(...)",
+        "ImplicitStepNeverEnds": "step 1 has not ended after 64 updates",
+        "ClaimsARateThatGrows": "in (0, 1]",
+    }
+    for name, words in said.items():
+        decided: list[str] = []
+        report = check_solver(MUTANTS[name][0], decided=lambda result: decided.append(result.name))  # noqa: B023
+        assert decided == list(PROPERTIES)
+        assert words in report["declares-itself"].detail
+        assert {r.status for r in report.results[1:]} == {"not applicable"}
+        assert "declares-itself failed" in report.results[-1].detail
+
+
+@attrs.frozen
+class Tires(MP):
+    """Its sixth step never ends."""
+
+    def accept(self, game, state, outcome):
+        return super().accept(game, state, outcome) if state.step < 5 else state.middle(half=outcome.policy)
+
+
+def test_a_late_step_that_never_ends_is_found_and_not_shrunk() -> None:
+    result = check_property(Tires(), "last-iterate-meets-its-bound")
+    assert result.status == "failed"
+    assert result.detail == "step 6 has not ended after 64 updates: accept() must call next()"
+
+
+def test_a_linear_rate_is_a_number_or_a_function_in_the_unit_interval() -> None:
+    plain = linear_rate(0.5, assumptions="none", source="made up")
+    assert plain.bound is not None
+    assert plain.recursion is not None
+    one = torch.ones((), dtype=torch.float64)
+    assert float(plain.bound(2, RPS.game(), one)) == 0.25
+    assert float(plain.recursion(0, RPS.game(), one)) == 0.5
+    growing = linear_rate(lambda game: 1 + game.beta, assumptions="none", source="made up")
+    assert growing.bound is not None
+    bound = growing.bound
+    for call in (lambda: linear_rate(1.5, assumptions="", source="x"), lambda: bound(1, RPS.game(), one)):
+        with pytest.raises(BadInput, match=r"in \(0, 1\]"):
+            call()
 
 
 @settings(max_examples=100, database=None, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -67,6 +68,54 @@ def test_every_file_is_filled_in_and_the_solver_is_short() -> None:
     ]
     assert len(code) <= 30
     compile(made["src/my_solver/solver.py"], "solver.py", "exec")
+
+
+FORGETFUL = """
+import attrs
+from nlhf_zoo import Solver
+
+@attrs.frozen
+class LookAhead(Solver):
+    name = "look_ahead"
+    summary = "x"
+    def propose(self, game, state): ...
+    def accept(self, game, state, outcome): ...
+
+def nlhf_zoo_solvers():
+    return [LookAhead]
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (FORGETFUL, "installed but registers nothing; is @hookimpl missing above nlhf_zoo_solvers() in look_ahead?"),
+        ("import no_such_module", "did not load: ModuleNotFoundError: No module named 'no_such_module'"),
+        (FORGETFUL.replace("def nlhf", "from nlhf_zoo import hookimpl\n@hookimpl\ndef nlhf"), ""),
+    ],
+)
+def test_a_plugin_that_brings_nothing_is_told_why(tmp_path: Path, source: str, words: str) -> None:
+    (tmp_path / "look_ahead.py").write_text(source, encoding="utf-8")
+    info = tmp_path / "look_ahead-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: look-ahead\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[nlhf_zoo]\nlook_ahead = look_ahead\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "nlhf_zoo", "check", "look-ahead", "--only", "declares_itself"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "NLHF_ZOO_PLUGINS": "look_ahead"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if words:
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    else:  # it is found, hyphens and all, and checked; its lines come one by one on stderr
+        assert done.returncode == 1
+        assert done.stderr.splitlines() == ["declares-itself: failed"]
+        assert "propose() must give an Update" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["nash_mp", "nash-mp", "My-Solver", "2x", "class", "json", "a b", "../x", ""])

@@ -43,12 +43,22 @@ class Broken:
 
 
 @attrs.frozen
+class Silent:
+    """A plugin that loaded and registers nothing."""
+
+    plugin: str
+    distribution: str
+    module: str
+
+
+@attrs.frozen
 class Registry:
     solvers: Mapping[str, Entry]
     oracles: Mapping[str, Entry]
     games: Mapping[str, Entry]
     divergences: Mapping[str, Entry]
     broken: tuple[Broken, ...]
+    silent: tuple[Silent, ...] = ()
 
 
 @functools.cache
@@ -61,6 +71,7 @@ def load() -> Registry:
     manager = pluggy.PluginManager("nlhf_zoo")
     manager.add_hookspecs(hookspecs)
     broken: list[Broken] = []
+    silent: list[Silent] = []
     found: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
     only = os.environ.get(ONLY)
     for point in sorted(entry_points(group="nlhf_zoo"), key=lambda p: (p.dist.name if p.dist else "", p.name)):
@@ -73,6 +84,8 @@ def load() -> Registry:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             broken.append(Broken(point.name, distribution, message))
             continue
+        if not contributions:
+            silent.append(Silent(point.name, distribution, point.module))
         for kind, entry in contributions:
             other = found[kind].get(entry.name)
             if other is not None:
@@ -81,7 +94,7 @@ def load() -> Registry:
                     f" {entry.distribution}; uninstall one, or list the entry points to load in {ONLY}"
                 )
             found[kind][entry.name] = entry
-    return Registry(*(dict(sorted(found[kind].items())) for kind in KINDS), broken=tuple(broken))
+    return Registry(*(dict(sorted(found[kind].items())) for kind in KINDS), broken=tuple(broken), silent=tuple(silent))
 
 
 def _contributions(
@@ -109,20 +122,41 @@ def _items(answer: hookspecs.Contribution) -> Iterable[tuple[str, Any]]:
 
 
 def lookup(kind: Kind, name: str) -> Any:
-    """The factory registered as `name`.
+    """The factory registered as `name`, or as `name` with underscores for hyphens.
 
     Raises:
         BadInput: no such name; the message gives the nearest ones, or why the plugin did not load.
     """
     registry = load()
     entries: Mapping[str, Entry] = getattr(registry, kind)
-    if name in entries:
-        return entries[name].factory
+    for key in (name, name.replace("-", "_")):
+        if key in entries:
+            return entries[key].factory
+    reason = _absence(registry, kind, name)
+    if reason is not None:
+        raise BadInput(f"no {kind[:-1]} named {name!r}: {reason}")
     near = difflib.get_close_matches(name, entries, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(entries) or 'none'}"
     if registry.broken:
-        hint += f" (not loaded: {', '.join(b.plugin for b in registry.broken)}; see nlhf-zoo list)"
+        hint += f" (not loaded: {'; '.join(f'{b.plugin}, {b.error}' for b in registry.broken)})"
+    if registry.silent:
+        hint += f" (installed, but registering nothing: {', '.join(s.plugin for s in registry.silent)})"
     raise BadInput(f"no {kind[:-1]} named {name!r}{hint}")
+
+
+def _absence(registry: Registry, kind: Kind, name: str) -> str | None:
+    """Why a plugin of this very name brings nothing of this name; `None` where there is no such plugin."""
+    asked = name.replace("-", "_")
+    for broken in registry.broken:
+        if asked in (broken.plugin.replace("-", "_"), broken.distribution.replace("-", "_")):
+            return f"the plugin {broken.plugin} of {broken.distribution} did not load: {broken.error}"
+    for silent in registry.silent:
+        if asked in (silent.plugin.replace("-", "_"), silent.distribution.replace("-", "_")):
+            return (
+                f"the plugin {silent.plugin} of {silent.distribution} is installed but registers nothing;"
+                f" is @hookimpl missing above nlhf_zoo_{kind}() in {silent.module}?"
+            )
+    return None
 
 
 def solvers() -> dict[str, Any]:

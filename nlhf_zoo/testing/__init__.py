@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nlhf_zoo.testing.case import Case, Skip, Violation
     from nlhf_zoo.testing.catalogue import PROPERTIES, Property, named
     from nlhf_zoo.testing.check import DEFAULT_EXAMPLES, Report, Result, check_property, check_solver
+    from nlhf_zoo.testing.hardest import cycle
+    from nlhf_zoo.testing.measure import Reading, measured
     from nlhf_zoo.testing.pytest_plugin import conformance_test
     from nlhf_zoo.testing.tightness import Tightness, falsify
 
@@ -25,6 +27,7 @@ __all__ = [
     "PROPERTIES",
     "Case",
     "Property",
+    "Reading",
     "Report",
     "Result",
     "Skip",
@@ -33,8 +36,10 @@ __all__ = [
     "check_property",
     "check_solver",
     "conformance_test",
+    "cycle",
     "falsify",
     "formulas",
+    "measured",
     "named",
     "properties",
     "strategies",
@@ -47,6 +52,9 @@ _ELSEWHERE = {
     "PROPERTIES": "catalogue",
     "Property": "catalogue",
     "named": "catalogue",
+    "cycle": "hardest",
+    "Reading": "measure",
+    "measured": "measure",
     "Tightness": "tightness",
     "falsify": "tightness",
     "conformance_test": "pytest_plugin",

@@ -25,6 +25,7 @@ class Property:
             solver alone.
         applies: the reason why the statement says nothing about this solver, or `None`.
         share: examples spent, as a share of those asked for.
+        fixed: inputs that are tried besides, every time, the smallest first.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Property:
     inputs: Callable[[], SearchStrategy[dict[str, Any]]] | None
     applies: Callable[[Solver], str | None]
     share: float = 1.0
+    fixed: Callable[[], list[dict[str, Any]]] = list
 
     @property
     def statement(self) -> str:
@@ -52,13 +54,16 @@ def named(
     *,
     applies: Callable[[Solver], str | None] = lambda solver: None,
     share: float = 1.0,
+    fixed: Callable[[], list[dict[str, Any]]] = list,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function `(solver, **inputs)` as a named property; the function stays as it is."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         name = function.__name__.replace("_", "-")
         tables = _always if inputs is not None else lambda solver: None
-        PROPERTIES[name] = Property(name, function, inputs, lambda solver: tables(solver) or applies(solver), share)
+        PROPERTIES[name] = Property(
+            name, function, inputs, lambda solver: tables(solver) or applies(solver), share, fixed
+        )
         return function
 
     return register

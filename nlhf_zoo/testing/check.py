@@ -15,7 +15,7 @@ import nlhf_zoo.testing.properties  # noqa: F401  # registers them
 from nlhf_zoo.drive import configure
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Solver
-from nlhf_zoo.testing.case import Skip, Violation
+from nlhf_zoo.testing.case import Case, Endless, Skip, Violation
 from nlhf_zoo.testing.catalogue import PROPERTIES, Property
 from nlhf_zoo.testing.snippet import snippet
 from nlhf_zoo.testing.threads import one_thread
@@ -23,6 +23,8 @@ from nlhf_zoo.testing.threads import one_thread
 __all__ = ["DEFAULT_EXAMPLES", "Report", "Result", "check_property", "check_solver"]
 
 DEFAULT_EXAMPLES = 100
+FIRST = "declares-itself"
+"""The property without which no other makes sense."""
 
 UNHURRIED = (
     HealthCheck.too_slow,
@@ -78,9 +80,12 @@ def check_solver(
     seed: int = 0,
     properties: Iterable[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    decided: Callable[[Result], None] | None = None,
     shrink: bool = True,
 ) -> Report:
-    """Try every named property on a solver, on games that hypothesis draws.
+    """Try every named property on a solver, on games that hypothesis draws and on the known hardest.
+
+    Where the solver does not even complete three steps of a plain game (`declares-itself`), nothing after it is tried.
 
     Args:
         solver: an object, or a registered name with its default hyperparameters.
@@ -88,6 +93,7 @@ def check_solver(
         seed: of the games. The same seed gives the same report, seconds aside.
         properties: names of those to try; all, unless given.
         progress: called before each property with its name, how many are done, and how many there are.
+        decided: called with each result as soon as it is known.
         shrink: whether to make counterexamples small, which may take seconds each.
 
     Raises:
@@ -105,7 +111,13 @@ def check_solver(
     for done, name in enumerate(names):
         if progress is not None:
             progress(name, done, len(names))
-        results.append(check_property(solver, name, examples=examples, seed=seed, shrink=shrink))
+        misfit = next((r for r in results if r.name == FIRST and r.status == "failed"), None)
+        if misfit is None:
+            results.append(check_property(solver, name, examples=examples, seed=seed, shrink=shrink))
+        else:
+            results.append(Result(name, "not applicable", f"not tried, because {FIRST} failed", seed=seed))
+        if decided is not None:
+            decided(results[-1])
     return Report(getattr(solver, "name", type(solver).__name__), tuple(results), time.perf_counter() - begun)
 
 
@@ -137,6 +149,10 @@ def _words(error: Exception) -> str:
     return f"it raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
+class _NoSmaller(BaseException):  # no Exception, so that hypothesis lets it through and does not shrink
+    """The failure at hand will do."""
+
+
 class _Search:
     """One property on one solver: the examples, what was skipped, and the last failure, which is the smallest."""
 
@@ -162,9 +178,11 @@ class _Search:
         trial = hypothesis.seed(seed)(settings(hypothesis.given(self.prop.inputs())(self._trial)))
         try:
             trial()
-        except Violation:
+            for inputs in self.prop.fixed():
+                self._trial(inputs)
+        except (Violation, _NoSmaller) as stop:
             assert self.failure is not None
-            inputs, words = self.failure
+            inputs, words = self.failure if isinstance(stop, _NoSmaller) else self._cut(*self.failure)
             return Result(name, "failed", words, snippet(self.solver, self.prop, inputs), seed)
         if not self.tried:
             reason = self.skipped.most_common(1)[0][0]
@@ -172,6 +190,25 @@ class _Search:
         skipped = sum(self.skipped.values())
         detail = f"{self.tried} games" + (f", and {skipped} that it says nothing about" if skipped else "")
         return Result(name, "passed", detail, seed=seed)
+
+    def _cut(self, inputs: dict[str, Any], words: str) -> tuple[dict[str, Any], str]:
+        """The failure, begun at step 1 if it shows there too, and run no further than to the step that shows it."""
+        if inputs.get("first_step", 1) > 1:
+            inputs, words = self._instead({**inputs, "first_step": 1}, inputs, words)
+        case, step = inputs.get("case"), Violation(words).step
+        steps = step - inputs.get("first_step", 1) + 1 if step else 0
+        if isinstance(case, Case) and 1 <= steps < case.steps:
+            inputs, words = self._instead({**inputs, "case": attrs.evolve(case, steps=steps)}, inputs, words)
+        return inputs, words
+
+    def _instead(self, simpler: dict[str, Any], inputs: dict[str, Any], words: str) -> tuple[dict[str, Any], str]:
+        try:
+            self.prop.holds(self.solver, **simpler)
+        except Violation as violation:
+            return simpler, str(violation)
+        except Exception:  # another failure than the one at hand
+            pass
+        return inputs, words
 
     def _trial(self, inputs: dict[str, Any]) -> None:
         try:
@@ -182,6 +219,8 @@ class _Search:
         except Exception as error:
             # One kind of failure, raised in one place: hypothesis then shrinks across causes.
             self.failure = inputs, _words(error)
+            if isinstance(error, Endless):
+                raise _NoSmaller from None
             failure = Violation(self.failure[1])
         else:
             return

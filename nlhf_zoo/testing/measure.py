@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import attrs
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from nlhf_zoo.tabular import NotConverged, TabularPolicy, find_equilibrium
 from nlhf_zoo.testing.case import Case, Skip
 from nlhf_zoo.testing.runs import states, tables
 
-__all__ = ["Reading", "Target", "readings", "recursion_readings", "target_of"]
+__all__ = ["Reading", "Target", "heights", "measured", "readings", "recursion_readings", "target_of"]
 
 
 @attrs.frozen(eq=False)
@@ -61,6 +64,8 @@ class Reading:
         measured: the metric.
         bound: what the guarantee allows.
         blur: what rounding may add to the square root of a KL or a gap, and to a span.
+        squared: whether the metric is a KL or a gap.
+        before: the metric that the bound starts from; `None` for a bound that knows none.
     """
 
     step: int
@@ -68,6 +73,7 @@ class Reading:
     bound: float
     blur: float
     squared: bool
+    before: float | None = None
 
     @property
     def allowed(self) -> float:
@@ -86,6 +92,32 @@ class Reading:
         if self.measured <= noise:
             return 0.0
         return self.measured / self.bound if self.bound > 0 else float("inf")
+
+    @property
+    def share(self) -> float | None:
+        """log(measured / before) / log(bound / before): the rate achieved as a share of the one claimed.
+
+        Below 1 the claim is broken. Unlike `ratio` it does not tend to 1 where nothing moves and nothing is
+        claimed to (a tiny beta, a far start). What rounding may have added is taken off first. `None` where
+        the bound claims no progress, or all of it.
+        """
+        if self.before is None or not 0 < self.bound < self.before:
+            return None
+        least = max(self.measured**0.5 - self.blur, 0.0) ** 2 if self.squared else self.measured - self.blur
+        most = (self.before**0.5 + self.blur) ** 2 if self.squared else self.before + self.blur
+        return math.log(least / most) / math.log(self.bound / self.before) if least > 0 else math.inf
+
+    def __str__(self) -> str:
+        rate = "" if self.share is None else f", {self.share:.6g} of the claimed rate"
+        return f"step {self.step}: measured {self.measured:.6g}, bound {self.bound:.6g}, ratio {self.ratio:.6g}{rate}"
+
+
+def heights(found: Sequence[Reading]) -> dict[str, float]:
+    """What a search for the worst game climbs: the rate that is missing and, where none is claimed, the ratio."""
+    shares = [reading.share for reading in found if reading.share is not None]
+    ratios = [reading.ratio for reading in found if reading.share is None]
+    made = {"claimed rate that is missing": max(1 - min(shares), -1e6)} if shares else {}
+    return made | ({"measured / bound": min(max(ratios), 1e6)} if ratios else {})
 
 
 class _Meter:
@@ -112,9 +144,11 @@ class _Meter:
         size = 1 + float(log_probs.abs().amax()) + (1 / self.game.beta if self.game.beta else 0.0)
         return self.target.blur + 2e-15 * (1 + step) * size
 
-    def reading(self, step: int, log_probs: Tensor, bound: Tensor) -> Reading:
-        measured = float(self.metric(log_probs))
-        return Reading(step, measured, float(bound), self.blur(step, log_probs), self.guarantee.metric != "span")
+    def reading(self, step: int, log_probs: Tensor, bound: Tensor, before: Tensor | None, taken: int) -> Reading:
+        """The policy after step number `step`, the last of `taken` that rounding had to add up in."""
+        squared, blur = self.guarantee.metric != "span", self.blur(taken, log_probs)
+        started = None if before is None else float(before)
+        return Reading(step, float(self.metric(log_probs)), float(bound), blur, squared, started)
 
 
 def _count(guarantee: Guarantee, state: State) -> int:
@@ -146,18 +180,21 @@ def readings(solver: Solver, guarantee: Guarantee, case: Case) -> list[Reading]:
             initial = meter.metric(last)
         else:
             n = _count(guarantee, state)
-            found.append(meter.reading(state.step, log_probs, guarantee.bound(n, meter.game, initial)))
+            allowed = guarantee.bound(n, meter.game, initial)
+            found.append(meter.reading(state.step, log_probs, allowed, initial, state.step))
             if case.start is None:
-                found.append(meter.reading(state.step, log_probs, guarantee.bound(n, meter.game)))
+                allowed = guarantee.bound(n, meter.game)
+                found.append(meter.reading(state.step, log_probs, allowed, None, state.step))
         if state.step == case.steps:
             return found
     raise AssertionError
 
 
-def recursion_readings(solver: Solver, guarantee: Guarantee, case: Case, step: int) -> list[Reading]:
+def recursion_readings(solver: Solver, guarantee: Guarantee, case: Case, first_step: int = 1) -> list[Reading]:
     """The metric after each of `case.steps` steps beside what the recursion makes of the metric before it.
 
-    The first of them is the solver's step number `step`, where its state is a policy and a counter only.
+    The first of them is the solver's step number `first_step` >= 1, where its state is a policy and a counter
+    only, and else its step number 1.
     """
     assert guarantee.recursion is not None
     meter = _Meter(guarantee, case)
@@ -166,13 +203,38 @@ def recursion_readings(solver: Solver, guarantee: Guarantee, case: Case, step: i
     start: Policy = case.first()
     run = states(solver, meter.game, start, torch.Generator().manual_seed(case.seed))
     state = next(run)
-    if step and set(state.policies) == {"current"} and not state.numbers:
-        run = states(solver, meter.game, start, None, attrs.evolve(state, step=step))
+    if first_step > 1 and set(state.policies) == {"current"} and not state.numbers:
+        run = states(solver, meter.game, start, None, attrs.evolve(state, step=first_step - 1))
         state = next(run)
     found: list[Reading] = []
-    for _ in range(case.steps):
+    for taken in range(1, case.steps + 1):
         before = meter.metric(tables(state.current))
         allowed = guarantee.recursion(state.step, meter.game, before)
         state = next(run)
-        found.append(meter.reading(state.step - step, tables(state.current), allowed))
+        found.append(meter.reading(state.step, tables(state.current), allowed, before, taken))
     return found
+
+
+def measured(
+    solver: Solver, case: Case, *, claim: int = 0, each_step: bool = False, first_step: int = 1
+) -> list[Reading]:
+    """One guarantee of a solver in one game: metric and bound, step by step; print them to see.
+
+    Args:
+        claim: index into `solver.guarantees`.
+        each_step: against the guarantee's recursion, from the metric one step before; else against its bound.
+        first_step: see `recursion_readings`; for `each_step` only.
+
+    Raises:
+        BadInput: no such guarantee, or none with a bound (a recursion) to compare with.
+        Skip: it says nothing about this game or start.
+    """
+    if not 0 <= claim < len(solver.guarantees):
+        raise BadInput(f"{solver.name} has {len(solver.guarantees)} guarantees, and none at index {claim}")
+    guarantee = solver.guarantees[claim]
+    if (guarantee.recursion if each_step else guarantee.bound) is None:
+        what = "recursion" if each_step else "bound"
+        raise BadInput(f"guarantee {claim} of {solver.name} has no {what}; give each_step={not each_step}")
+    if each_step:
+        return recursion_readings(solver, guarantee, case, first_step)
+    return readings(solver, guarantee, case)

@@ -11,6 +11,7 @@ Loaded by every pytest in the environment, so nothing heavy is imported here bef
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -31,20 +32,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def conformance_test(solver: Solver | str, *, properties: Iterable[str] | None = None) -> Callable[..., None]:
     """A test function, parametrised by property; assign it to a name that begins with `test_`.
 
-    A property that does not apply is skipped with its reason; one that fails shows the smallest
-    counterexample as a program. The options --nlhf-examples and --nlhf-seed set effort and seed.
+    A property that does not apply is skipped with its reason; where `declares-itself` fails, so are all others. One
+    that fails shows the smallest counterexample as a program. The options --nlhf-examples and --nlhf-seed set
+    effort and seed.
 
     Args:
         solver: an object, or a registered name.
         properties: names of those to test; all, unless given.
     """
     from nlhf_zoo.testing.catalogue import PROPERTIES
-    from nlhf_zoo.testing.check import check_property
+    from nlhf_zoo.testing.check import FIRST, check_property
+
+    @functools.cache
+    def misfit() -> bool:
+        from nlhf_zoo.drive import configure
+
+        return check_property(configure(solver), FIRST).status == "failed"
 
     @pytest.mark.parametrize("name", list(PROPERTIES if properties is None else properties))
     def test_conformance(name: str, request: pytest.FixtureRequest) -> None:
         from nlhf_zoo.drive import configure
 
+        if name != FIRST and misfit():
+            pytest.skip(f"not tried, because {FIRST} failed")
         option = request.config.getoption
         result = check_property(
             configure(solver),

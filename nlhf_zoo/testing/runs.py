@@ -17,14 +17,14 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import EnumerableOracle, Game, Policy, QueryCount, Solver, State
 from nlhf_zoo.metrics import span
 from nlhf_zoo.tabular import TabularPolicy
-from nlhf_zoo.testing.case import Case, Skip, Violation
+from nlhf_zoo.testing.case import Case, Endless, Skip, Violation
 
-__all__ = ["SpyOracle", "agree", "begin", "other_global_seeds", "rounding", "states", "tables", "walk"]
+__all__ = ["SpyOracle", "Watch", "agree", "begin", "other_global_seeds", "rounding", "states", "tables", "walk"]
 
 MOST_UPDATES = 64
 """Updates that one step may take."""
 MOST_QUERIES = 20_000
-"""Payoffs that one run may ask for; a case that needs more is skipped, and said to be."""
+"""Payoffs that one update, and one run of whole steps, may ask for; a case that needs more is skipped, and said so."""
 
 
 class SpyOracle(EnumerableOracle):
@@ -42,6 +42,7 @@ class SpyOracle(EnumerableOracle):
         self.labels = oracle.labels
         self.asked = QueryCount()
         self.calls = 0
+        self.begun = 0
         self.peeked = 0
 
     def query_cost(self, method: str, *args: Any, **kwargs: Any) -> QueryCount:
@@ -50,8 +51,8 @@ class SpyOracle(EnumerableOracle):
     def _note(self, method: str, *args: Any) -> None:
         self.asked = self.asked + self.base.query_cost(method, *args)
         self.calls += 1
-        if self.calls > MOST_QUERIES:
-            raise Skip(f"a run of more than {MOST_QUERIES} payoffs")
+        if self.calls - self.begun > MOST_QUERIES:
+            raise Skip(f"an update of more than {MOST_QUERIES} payoffs")
 
     def payoff(self, opponent: Tensor, **keywords: Any) -> Tensor:
         self._note("payoff", opponent)
@@ -67,6 +68,34 @@ class SpyOracle(EnumerableOracle):
 
     def uniform_policy(self) -> Policy:
         return self.base.uniform_policy()
+
+
+class Watch:
+    """Asked before each update of a run, it ends the run that would never end, or take too long."""
+
+    def __init__(self, game: Game) -> None:
+        self.game = game
+        self.step = -1
+        self.updates = 0
+
+    def __call__(self, state: State) -> None:
+        """
+        Raises:
+            Endless: the step has had as many updates as it may.
+            Skip: a step has ended after too many payoffs in all; so does the oracle, for those of one update.
+        """
+        spy = self.game.oracle if isinstance(self.game.oracle, SpyOracle) else None
+        if spy is not None:
+            spy.begun = spy.calls
+        if state.step != self.step:
+            self.step, self.updates = state.step, 0
+            if spy is not None and spy.calls > MOST_QUERIES:
+                raise Skip(f"a run of more than {MOST_QUERIES} payoffs")
+        self.updates += 1
+        if self.updates > MOST_UPDATES:
+            raise Endless(
+                f"step {state.step + 1} has not ended after {MOST_UPDATES} updates: accept() must call next()"
+            )
 
 
 def spied(game: Game) -> tuple[Game, SpyOracle]:
@@ -93,15 +122,13 @@ def states(
     else:
         watched, _ = spied(game)
     state = begin(solver, watched, policy) if state is None else state
+    watch = Watch(watched)
     while True:
         yield state
         begun = state.step
-        for _ in range(MOST_UPDATES):
+        while state.step == begun:
+            watch(state)
             state = advance(watched, solver, state, generator)
-            if state.step != begun:
-                break
-        else:
-            raise Violation(f"step {begun + 1} has not ended after {MOST_UPDATES} updates: accept() must call next()")
         if state.step != begun + 1:
             raise Violation(f"the step counter went from {begun} to {state.step}: accept() must add 1")
 

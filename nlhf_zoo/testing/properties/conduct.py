@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from typing import Any
 
 import attrs
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from nlhf_zoo.drive import advance
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Anchor, Game, Guarantee, Itself, Policy, QueryCount, Solver, State, Update
+from nlhf_zoo.interfaces import Anchor, Game, Guarantee, Opponent, Policy, QueryCount, Solver, State, Update
 from nlhf_zoo.tabular import TabularPolicy
 from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Violation
 from nlhf_zoo.testing.catalogue import named
-from nlhf_zoo.testing.runs import agree, begin, other_global_seeds, rounding, spied, states, tables, walk
+from nlhf_zoo.testing.runs import Watch, agree, begin, other_global_seeds, rounding, spied, states, tables, walk
 
 __all__ = [
     "counts_every_query",
@@ -35,13 +36,16 @@ __all__ = [
 
 PLAIN_GAME = Case(matrix=[[0.5, 0.7, 0.4], [0.3, 0.5, 0.6], [0.6, 0.4, 0.5]], reference=[0.0, -1.0, -0.5], beta=0.1)
 
+WHOLE_STEPS = 3
+
 
 @named()
 def declares_itself(solver: Solver) -> None:
     """A solver is a frozen attrs class with a name, a summary and well-formed guarantees, and plays a plain game.
 
-    Guarantees must name their source, and on the plain game (3 responses, beta = 0.1) `init` gives a `State`
-    at step 0 and phase 0 with a slot "current"; `propose` gives an `Update`.
+    Guarantees must name their source, and have bounds that can be computed. On the plain game (3 responses,
+    beta = 0.1) `init` gives a `State` at step 0 and phase 0 with a slot "current", `propose` gives an `Update`,
+    `accept` a `State`, and the first three steps end.
     """
     cls = type(solver)
     if not attrs.has(cls):
@@ -62,9 +66,28 @@ def declares_itself(solver: Solver) -> None:
     for guarantee in solver.guarantees:
         if not isinstance(guarantee, Guarantee) or not guarantee.source:
             raise Violation(f"{cls.__name__}.guarantees must be Guarantee objects with a source, got {guarantee!r}")
-    if "table" not in solver.backends:
-        return
     game = PLAIN_GAME.game()
+    _check_bounds(solver, game)
+    if "table" in solver.backends:
+        _check_a_step(solver, game)
+
+
+def _check_bounds(solver: Solver, game: Game) -> None:
+    one = torch.ones((), dtype=torch.float64)
+    for guarantee in solver.guarantees:
+        try:
+            if not guarantee.holds(game):
+                continue
+            found = [] if guarantee.bound is None else [guarantee.bound(1, game, one), guarantee.bound(1, game)]
+            found += [] if guarantee.recursion is None else [guarantee.recursion(0, game, one)]
+            numbers = [float(bound) for bound in found]
+        except Exception as error:
+            raise Violation(f"the guarantee by {guarantee.source!r} has no bound at beta = 0.1: {error}") from None
+        if any(math.isnan(number) for number in numbers):
+            raise Violation(f"the guarantee by {guarantee.source!r} has a bound that is no number at beta = 0.1")
+
+
+def _check_a_step(solver: Solver, game: Game) -> None:
     try:
         state = solver.init(game, game.reference)
     except BadInput as refusal:
@@ -74,6 +97,16 @@ def declares_itself(solver: Solver) -> None:
     update = solver.propose(game, state)
     if not isinstance(update, Update):
         raise Violation(f"propose() must give an Update, got {type(update).__name__}")
+    watch = Watch(game)
+    while state.step < WHOLE_STEPS:
+        watch(state)
+        before = state
+        try:
+            state = advance(game, solver, state, torch.Generator().manual_seed(0))
+        except BadInput as refusal:
+            raise Violation(str(refusal)) from None
+        if (state.step, state.phase) == (before.step, before.phase):
+            raise Violation("accept() must call state.next() or state.middle(): neither step nor phase has moved")
 
 
 def _case(**keywords: Any) -> st.SearchStrategy[dict[str, Any]]:
@@ -95,8 +128,7 @@ def _show(policy: Policy) -> list[float]:
 
 
 def _contents(update: Update) -> list[Any]:
-    opponent = update.opponent
-    terms = [] if isinstance(opponent, Itself) else opponent.terms
+    terms = update.opponent.terms if isinstance(update.opponent, Opponent) else []
     anchors = [(anchor.policy, anchor.weight) for anchor in update.anchors if isinstance(anchor, Anchor)]
     pairs = [(update.start, 1.0), *terms, *anchors]
     return [(tables(policy).tolist(), weight) for policy, weight in pairs]
@@ -109,8 +141,9 @@ def is_a_pure_function(solver: Solver, case: Case) -> None:
     state = begin(solver, game, case.first())
     fields = attrs.asdict(solver, recurse=False)  # type: ignore[arg-type]  # solvers are attrs classes
     before = copy.deepcopy(fields)
-    generator = torch.Generator().manual_seed(case.seed)
+    generator, watch = torch.Generator().manual_seed(case.seed), Watch(game)
     while state.step < case.steps:
+        watch(state)
         slots = {name: (policy, tables(policy).tolist()) for name, policy in state.policies.items()}
         update, again = solver.propose(game, state), solver.propose(game, state)
         if _contents(update) != _contents(again):
@@ -260,8 +293,9 @@ def resumes_in_the_middle(solver: Solver, case: Case, after: int) -> None:
     for _ in range(after):
         if state.step < case.steps:
             state = advance(game, solver, state, generator)
-    state, fresh = _saved_and_loaded(state), copy.deepcopy(solver)
+    state, fresh, watch = _saved_and_loaded(state), copy.deepcopy(solver), Watch(game)
     while state.step < case.steps:
+        watch(state)
         state = advance(game, fresh, state, generator)
     if not agree(tables(state.current), whole, limit):
         raise Violation(

@@ -17,7 +17,7 @@ from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Skip, Violation, table
 from nlhf_zoo.testing.catalogue import named
 from nlhf_zoo.testing.formulas import formula_of
-from nlhf_zoo.testing.runs import agree, begin, rounding, spied, tables, walk
+from nlhf_zoo.testing.runs import Watch, agree, begin, rounding, spied, tables, walk
 
 __all__ = [
     "follows_its_formula",
@@ -146,7 +146,9 @@ def gradient_form_agrees_with_exact_form(solver: Solver, case: Case) -> None:
     exact = begin(solver, game, case.first())
     soft_game = attrs.evolve(game, reference=_soft(tables(game.reference)))
     climbed = begin(solver, soft_game, _soft(case.first().log_probs))
+    watch = Watch(game)
     while exact.step < case.steps:
+        watch(exact)
         exact = advance(game, solver, exact)
         update = solver.propose(soft_game, climbed)
         if isinstance(update.opponent, Itself) and update.weight < 0.5:

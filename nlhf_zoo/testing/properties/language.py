@@ -8,14 +8,14 @@ import attrs
 import torch
 from hypothesis import strategies as st
 
-from nlhf_zoo.interfaces import Game, Itself, Solver
+from nlhf_zoo.interfaces import Game, Itself, Solver, State
 from nlhf_zoo.metrics import kl_divergence
 from nlhf_zoo.oracles import MatrixOracle
 from nlhf_zoo.tabular import TabularPolicy
 from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Skip, Violation
 from nlhf_zoo.testing.catalogue import named
-from nlhf_zoo.testing.runs import begin, tables
+from nlhf_zoo.testing.runs import Watch, begin, tables
 
 if TYPE_CHECKING:
     from nlhf_zoo.llm import CausalLMPolicy
@@ -53,7 +53,9 @@ def language_model_agrees_with_table(solver: Solver, case: Case, seed: int) -> N
     on_table = Game(oracle, read(reference), case.beta)
     on_model = Game(oracle, reference, case.beta)
     mine, other = begin(solver, on_table, read(first)), begin(solver, on_model, first)
+    watch = Watch(on_table)
     while mine.step < case.steps:
+        watch(mine)
         update, asked = solver.propose(on_table, mine), solver.propose(on_model, other)
         if isinstance(update.opponent, Itself) and update.weight < 0.5:
             raise Skip("self-play by gradient is a contraction only for anchors of total weight 1/2 and more")
@@ -62,7 +64,7 @@ def language_model_agrees_with_table(solver: Solver, case: Case, seed: int) -> N
         if float(tables(mine.current).amin()) < -6:
             raise Skip("plain gradients are slow where a response is nearly impossible")
         if (mine.step, mine.phase, set(mine.policies)) != (other.step, other.phase, set(other.policies)):
-            raise Violation(f"on the table the state is {mine}, on the language model {other}")
+            raise Violation(f"the table is at {_place(mine)}, the language model at {_place(other)}")
         apart = float(kl_divergence(tables(mine.current), tables(read(other.current))).amax())
         if not apart <= 1e-6:
             raise Violation(
@@ -71,25 +73,18 @@ def language_model_agrees_with_table(solver: Solver, case: Case, seed: int) -> N
             )
 
 
+def _place(state: State) -> str:
+    return f"step {state.step}, phase {state.phase}, with slots {sorted(state.policies)} and numbers {state.numbers}"
+
+
 def _model(size: int, seed: int) -> CausalLMPolicy:
     """A small random Llama over `size` one-letter responses, in float64."""
-    from nlhf_zoo.llm import CausalLMPolicy, Decoding, InnerLoop, all_responses
+    from nlhf_zoo.llm import CausalLMPolicy, Decoding, InnerLoop, all_responses, to_convergence
     from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 
     tokenizer = byte_tokenizer()
     letters = tuple(tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "abcdef"[:size])
     network = small_llama(tokenizer, hidden=16, layers=1, heads=2, seed=seed).double().requires_grad_(False)
     policy = CausalLMPolicy(network, tokenizer, Decoding(max_new_tokens=1, allowed_tokens=letters))
-    inner = InnerLoop(PROMPT, steps=40, responses=all_responses(policy, 1), tolerance=1e-7, optimizer=_to_convergence)
+    inner = InnerLoop(PROMPT, steps=40, responses=all_responses(policy, 1), tolerance=1e-7, optimizer=to_convergence)
     return attrs.evolve(policy, inner=inner)
-
-
-def _to_convergence(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.LBFGS(
-        parameters,
-        max_iter=100,
-        history_size=50,
-        tolerance_grad=1e-11,
-        tolerance_change=1e-16,
-        line_search_fn="strong_wolfe",
-    )
