@@ -46,11 +46,44 @@ def _online_dpo(solver: Any, matrix: Tensor, ref: Tensor, beta: float, now: Tens
     return now + (solver.eta or 1 / beta) * ((matrix - implied) @ now.exp())
 
 
+def _mmd(solver: Any, matrix: Tensor, ref: Tensor, beta: float, now: Tensor, step: int) -> Tensor:
+    """(u_k + beta l + lambda_k / eta) / (beta + 1 / eta)."""
+    eta = solver.eta or 4 * beta
+    return (matrix @ now.softmax(-1) + beta * ref + now / eta) / (beta + 1 / eta)
+
+
+def _egpo(solver: Any, matrix: Tensor, ref: Tensor, beta: float, now: Tensor, step: int) -> Tensor:
+    """(1 - eta beta) lambda_k + eta beta l + eta u_mu, first with mu = pi_k and then with that answer."""
+    eta = solver.eta or 2 * ((1 + beta**2) ** 0.5 - beta)
+    kept = (1 - eta * beta) * now + eta * beta * ref
+    half = kept + eta * (matrix @ now.softmax(-1))
+    return kept + eta * (matrix @ half.softmax(-1))
+
+
+def _multiplicative_weights(solver: Any, matrix: Tensor, ref: Tensor, beta: float, now: Tensor, step: int) -> Tensor:
+    """lambda_k + eta u_k."""
+    return now + solver.eta * (matrix @ now.softmax(-1))
+
+
+def _spin(solver: Any, matrix: Tensor, ref: Tensor, beta: float, now: Tensor, step: int) -> Tensor:
+    """lambda_k + (l - lambda_k) / weight, the reference being the data."""
+    return now + (ref - now) / solver.weight
+
+
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "nash_mp": _nash_mp,
     "nash_md": _nash_md,
     "online_ipo": _online_ipo,
     "online_dpo": _online_dpo,
+    "mmd": _mmd,
+    "inpo": _mmd,
+    "f_dpg": _mmd,
+    "egpo": _egpo,
+    "spo": _multiplicative_weights,
+    "sppo": _multiplicative_weights,
+    "rebel": _multiplicative_weights,
+    "dno": _multiplicative_weights,
+    "spin": _spin,
 }
 """By the name of the solver."""
 
