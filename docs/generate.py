@@ -91,7 +91,9 @@ def costs(solver: nz.Solver, betas: Iterable[float]) -> Costs:
     implicit = isinstance(first_update(solver).opponent, nz.Itself)
     counts: list[int] = []
     for beta in betas:
-        run = nz.solve(small_game(beta), solver, steps=STEPS, target=nowhere)
+        played = small_game(beta)
+        start = None if "table" in solver.backends else nz.SoftmaxPolicy(nowhere.log_probs.double())
+        run = nz.solve(played, solver, steps=STEPS, target=nowhere, policy=start)
         queries = [row["queries"] for row in run.history]
         spent = [after - before for before, after in itertools.pairwise(queries)]
         counts += [statistics.median_low(spent)] if implicit else spent

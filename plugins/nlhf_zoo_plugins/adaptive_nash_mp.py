@@ -47,6 +47,7 @@ class AdaptiveNashMP(nz.Solver):
         "For one game to high accuracy, without a step size to choose: on random games of Y = 100 and 1000 at beta = "
         "0.01 it needs 0.02 to 0.2 of the queries of nash_mp. Not for batches, which it refuses, and its rates are "
         "for exact oracles; under sampling the test is a judgement, not a proof."
+        " On a language model it was no better than a fixed step (docs/adaptive.md)."
     )
 
     eta: float | None = nz.hyperparameter(above=0)
