@@ -358,7 +358,7 @@ def test_every_solver_of_language_models_runs(name: str, form: str, reference: s
         if isinstance(update.opponent, Itself):
             due += update.steps or 2
         elif update.opponent is not None:
-            due += 1
+            due += 1 + (update.loss is not None and update.loss.joins(update))
         state = advance(played, solver, state, generator)
         table = state.current.log_probs
         assert isinstance(state.current, type(start))
