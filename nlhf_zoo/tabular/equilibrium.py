@@ -39,7 +39,7 @@ class EquilibriumReport:
     Attributes:
         policy: the equilibrium, (..., Y).
         duality_gap: (...) what it reaches.
-        newton_steps: linear systems factored.
+        newton_steps: linear systems factored, by whichever method.
         rescues: proximal point steps taken, where all else failed.
         method: what it took, the last resort of a batch: "fixed point" (matrix-vector products only), "subspace",
             "newton", "interior point", "proximal point", or "von Neumann winner" at beta = 0.
@@ -70,11 +70,16 @@ def equilibrium(game: Game, tol: float = 1e-10) -> TabularPolicy:
 def find_equilibrium(game: Game, tol: float = 1e-10) -> EquilibriumReport:
     """As `equilibrium`, with an account of the search.
 
-    Solves r(z) = z - log pi_ref - P softmax(z) / beta = 0 modulo constants. Where the reference is near enough,
-    fixed-point and Newton steps lead from it to the equilibrium; a large game is first given some passes of a
-    nonlinear Krylov method (`subspace`), which settles it unless beta is small; otherwise an interior point
-    method leads to the neighbourhood where Newton's converges. Should all fail, the exact proximal point method
-    takes over, which converges from anywhere.
+    Solves r(z) = z - log pi_ref - P softmax(z) / beta = 0 modulo constants, for the log-probabilities z, and
+    certifies the gap by the exact residual. What is tried, in this order:
+
+    - fixed-point steps from the reference, while each gains a digit;
+    - for one game of up to 512 responses: the range of P - 1/2, where its rank is at most 4 (`on_range`), then
+      Newton's method, if the reference is near enough;
+    - for one larger game: passes of a nonlinear Krylov method (`subspace`), unless beta turns out too small;
+    - an interior point method (`interior`), and Newton's from where it leads: a dozen linear systems whatever beta
+      and Y are. Large games solve them by GMRES, preconditioned by a few float32 factorisations;
+    - the exact proximal point method, which converges from anywhere.
     """
     if game.beta > 0 and not isinstance(game.divergence, ReverseKL):
         found = general_equilibrium(game, tol)

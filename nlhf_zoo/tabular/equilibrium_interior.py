@@ -55,7 +55,7 @@ def _direction(systems: Systems, p: Tensor, s: Tensor, miss: Tensor, beta: float
     """(dp, ds, dv) towards the mu that the predictor finds within reach; `miss` is the equation's error."""
     systems.factor(p / (beta + s))
     total = 1 - p.sum(-1, keepdim=True)
-    dp, _ = systems.solve(-miss - s, total, 1e-2)
+    dp, _ = systems.solve(-miss - s, total, 3e-2)
     ds = -s - s * dp / p
     mu = (p * s).mean(-1, keepdim=True)
     length = _room(p, s, dp, ds).clamp_max(1.0)
@@ -64,7 +64,7 @@ def _direction(systems: Systems, p: Tensor, s: Tensor, miss: Tensor, beta: float
     # Second order of p s, and of the logarithm as far as its series is of use.
     curved = 0.5 * beta * (dp / p).clamp(-1, 1).square()
     gain = (centre - dp * ds) / p - s
-    dp, dv = systems.solve(-miss + curved + gain, total, 1e-4)
+    dp, dv = systems.solve(-miss + curved + gain, total, 1e-3)
     return dp, gain - s * dp / p, dv
 
 

@@ -13,7 +13,7 @@ from nlhf_zoo.metrics import duality_gap
 
 __all__ = ["Payoffs", "Point"]
 
-_ROWS = 256
+_ROWS = 64
 
 
 @attrs.frozen(eq=False)
@@ -84,7 +84,10 @@ class Payoffs:
             return (self.matrix @ p.unsqueeze(-1)).squeeze(-1)
         if self.matrix.dtype == p.dtype:
             return self.matrix @ p
-        return torch.cat([rows.to(p.dtype) @ p for rows in self.matrix.split(_ROWS)])
+        u = torch.empty_like(p)
+        for start in range(0, len(p), _ROWS):
+            torch.mv(self.matrix[start : start + _ROWS].to(p.dtype), p, out=u[start : start + _ROWS])
+        return u
 
     def change(self, x: Tensor) -> Tensor:
         """(..., Y) (P - 1/2) x, what a change x of the policy does to its payoffs."""

@@ -12,7 +12,7 @@ from nlhf_zoo.tabular.equilibrium_payoffs import Payoffs
 __all__ = ["DenseSystems", "SparedSystems", "Systems"]
 
 _DENSE = 512
-_ROWS = 256
+_ROWS = 64
 _PATIENCE = 30
 _TIRING = 12
 
