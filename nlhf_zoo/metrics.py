@@ -62,10 +62,15 @@ def duality_gap(
 
 
 def improvement_value(
-    log_policy: Tensor, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]], divergence: Divergence
+    log_policy: Tensor, payoff: Tensor, anchors: Sequence[tuple[Tensor, float, Divergence]]
 ) -> Tensor:
-    """(...) E_{y~pi} v(y) - sum_j w_j D(pi || rho_j): what an `Update` asks to maximise; differentiable."""
+    """(...) E_{y~pi} v(y) - sum_j w_j D_j(pi || rho_j): what an `Update` asks to maximise; differentiable.
+
+    Args:
+        log_policy, payoff: (..., Y).
+        anchors: (..., Y) log-probabilities log rho_j, a weight w_j, and the divergence D_j.
+    """
     value = (log_policy.exp() * payoff).sum(-1)
-    for log_rho, weight in anchors:
+    for log_rho, weight, divergence in anchors:
         value = value - weight * divergence.value(log_policy, log_rho)
     return value

@@ -83,7 +83,7 @@ def test_gradient_is_the_slope_of_the_objective(seed: int, form: str) -> None:
 
     def value(theta: Tensor) -> float:
         anchors = [(played.reference.log_probs, BETA), (start.log_probs, 0.5)]
-        return float(improvement_value(start.log_probs_at(theta), payoff, anchors, played.divergence))
+        return float(improvement_value(start.log_probs_at(theta), payoff, [(*a, played.divergence) for a in anchors]))
 
     for index in range(len(start.theta)):
         step = torch.zeros_like(start.theta)
@@ -389,7 +389,9 @@ def class_gap(played: Game, current: ParametricPolicy) -> float:
         best = climber.improve(update, played).policy
         payoff = current.payoff(update, played, None)
     anchors = [(played.reference.log_probs, played.beta)]
-    values = [improvement_value(p.log_probs, payoff, anchors, played.divergence) for p in (best, current)]
+    values = [
+        improvement_value(p.log_probs, payoff, [(*a, played.divergence) for a in anchors]) for p in (best, current)
+    ]
     return 2 * float(values[0] - values[1])
 
 

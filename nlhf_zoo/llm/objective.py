@@ -15,7 +15,7 @@ from nlhf_zoo.interfaces import Divergence, Fit, Game, Itself, ReverseKL, Update
 from nlhf_zoo.llm.payoffs import leave_one_out, log_ratio, sampled_payoffs
 from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network
 from nlhf_zoo.llm.tokens import PromptBatch, TokenResponses
-from nlhf_zoo.metrics import kl_divergence
+from nlhf_zoo.metrics import improvement_value, kl_divergence
 
 __all__ = ["Objective", "exact_objective", "measured_distances", "sampled_objective"]
 
@@ -160,9 +160,9 @@ def exact_objective(
         gap = torch.stack([w * (log_policy - rho) for w, rho in zip(weights, held, strict=True)]).sum(0)
         loss = update.fit.loss(gap, payoff, update.weight, author.detach().exp()).mean()
         return Objective(loss, {"loss": loss.detach()})
-    value = (log_policy.exp() * payoff).sum(-1)
-    for anchor, rho in zip(update.anchors, held, strict=True):
-        value = value - anchor.weight * (anchor.divergence or game.divergence).value(log_policy, rho)
+    kinds = [anchor.divergence or game.divergence for anchor in update.anchors]
+    weights = [anchor.weight for anchor in update.anchors]
+    value = improvement_value(log_policy, payoff, list(zip(held, weights, kinds, strict=True)))
     return Objective(-value.mean(), {"loss": -value.detach().mean()})
 
 

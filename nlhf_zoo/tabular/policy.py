@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import (
+    Divergence,
     EnumerableOracle,
     Game,
     Itself,
@@ -22,7 +23,7 @@ from nlhf_zoo.interfaces import (
     Update,
 )
 from nlhf_zoo.interfaces.proximal import mixed_improvement
-from nlhf_zoo.metrics import kl_divergence
+from nlhf_zoo.metrics import improvement_value, kl_divergence
 from nlhf_zoo.tabular.implicit import solve_implicit
 
 __all__ = ["SoftmaxPolicy", "TabularPolicy", "TabularResponses", "enumerable"]
@@ -138,9 +139,7 @@ class TabularPolicy(Policy):
             log_probs = game.divergence.improve(self.payoff(update, game, generator), anchors)
             measured = {}
         else:
-            kinds = [anchor.divergence or game.divergence for anchor in update.anchors]
-            held = [(*pair, kind) for pair, kind in zip(anchors, kinds, strict=True)]
-            log_probs = mixed_improvement(self.payoff(update, game, generator), held)
+            log_probs = mixed_improvement(self.payoff(update, game, generator), _held(update, game, anchors))
             measured = {}
         # Only the reverse KL is known to end in a log-softmax, with nothing left to normalise.
         answer = _normalised(log_probs) if type(game.divergence) is ReverseKL else TabularPolicy(log_probs)
@@ -160,6 +159,14 @@ def _normalised(log_probs: Tensor) -> TabularPolicy:
 def _alike(update: Update, game: Game) -> bool:
     """Whether all anchors hold by the game's own divergence."""
     return all(anchor.divergence is None or anchor.divergence == game.divergence for anchor in update.anchors)
+
+
+def _held(
+    update: Update, game: Game, anchors: Sequence[tuple[Tensor, float]]
+) -> list[tuple[Tensor, float, Divergence]]:
+    """The anchors' tables and weights, each with its divergence."""
+    kinds = [anchor.divergence or game.divergence for anchor in update.anchors]
+    return [(*pair, kind) for pair, kind in zip(anchors, kinds, strict=True)]
 
 
 def anchor_tables(update: Update) -> Sequence[tuple[Tensor, float]]:
@@ -192,10 +199,7 @@ def update_value(log_policy: Tensor, payoff: Tensor, update: Update, game: Game)
     """
     anchors = anchor_tables(update)
     if update.fit is None:
-        value = (log_policy.exp() * payoff).sum(-1)
-        for anchor, (log_rho, weight) in zip(update.anchors, anchors, strict=True):
-            value = value - weight * (anchor.divergence or game.divergence).value(log_policy, log_rho)
-        return value
+        return improvement_value(log_policy, payoff, _held(update, game, anchors))
     if not _alike(update, game) or not isinstance(game.divergence, ReverseKL):
         raise BadInput(f"{type(update.fit).__name__} knows the answer of an update under the reverse KL only")
     source = log_policy.detach() if update.fit.on_policy else _table(update.start)
