@@ -268,8 +268,8 @@ def test_improvement_beats_its_neighbours(divergence: Divergence) -> None:
     anchors = [(tables(1, 7, 3)[0], 0.2), (tables(1, 7, 4)[0], 0.1)]
     log_p = divergence.improve(payoff, anchors)
     others = (log_p.clamp_min(-30) + 0.05 * tables(50, 7, 9)).log_softmax(-1)
-    best = improvement_value(log_p, payoff, anchors, divergence)
-    assert bool((improvement_value(others, payoff, anchors, divergence) < best).all())
+    held = [(*anchor, divergence) for anchor in anchors]
+    assert bool((improvement_value(others, payoff, held) < improvement_value(log_p, payoff, held)).all())
 
 
 @quick
@@ -336,7 +336,8 @@ def test_total_variation_solves_its_linear_programme(seed: int, weight: float, c
     size = 5
     payoff = torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     anchors = [(tables(1, size, seed + j)[0], weight * (j + 1)) for j in range(count)]
-    value = float(improvement_value(TotalVariation().improve(payoff, anchors), payoff, anchors, TotalVariation()))
+    held = [(*anchor, TotalVariation()) for anchor in anchors]
+    value = float(improvement_value(TotalVariation().improve(payoff, anchors), payoff, held))
     eye, zero = np.eye(size), np.zeros((size, size))
     rows = [np.hstack([eye, *(-eye if k == j else zero for k in range(count))]) for j in range(count)]
     rows += [np.hstack([-eye, *(-eye if k == j else zero for k in range(count))]) for j in range(count)]
