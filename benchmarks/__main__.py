@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "equilibria": "the regularised equilibrium against each peer, cell by cell (minutes; extra `peers`)",
+    "false_alarms": "the conformance kit on solvers that are right, many seeds (hours; keeps what it has done)",
     "adaptive": "queries of adaptive Nash-MP beside the fixed step's, on every kind of game (minutes)",
     "winners": "the exact von Neumann winner beside other libraries (minutes)",
     "payoffs": "batched Nash-MP beside the memory's speed, and operators with a million responses (minutes)",
