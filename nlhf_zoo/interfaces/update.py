@@ -17,6 +17,7 @@ from nlhf_zoo.interfaces.fit import Fit
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nlhf_zoo.interfaces.game import Game
     from nlhf_zoo.interfaces.oracle import QueryCount
     from nlhf_zoo.interfaces.policy import Policy
 
@@ -208,6 +209,10 @@ class Update:
     def weight(self) -> float:
         """Sum of the anchors' weights: the strength of the regularisation."""
         return sum(a.weight for a in self.anchors)
+
+    def divergences(self, game: Game) -> tuple[Divergence, ...]:
+        """What each anchor holds by, in their order: its own divergence, or else the game's."""
+        return tuple(anchor.divergence or game.divergence for anchor in self.anchors)
 
     @functools.cached_property
     def policies(self) -> tuple[Policy, ...]:

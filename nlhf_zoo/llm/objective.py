@@ -71,13 +71,13 @@ def sampled_objective(
     if met.preference is not None:
         measured["preference"] = met.preference
     returns = torch.zeros_like(value)
-    for anchor in update.anchors:
+    for anchor, kind in zip(update.anchors, update.divergences(game), strict=True):
         rho = as_language(anchor.policy)
         if same_network(rho, student):
             continue
         with torch.no_grad():
             gap = value - rho.log_prob(prompts, drawn)
-        returns = returns - anchor.weight * _slope(anchor.divergence or game.divergence, gap)
+        returns = returns - anchor.weight * _slope(kind, gap)
         measured["kl_to_reference" if anchor.policy is game.reference else "kl_to_anchor"] = gap.mean()
     advantage = advantage + returns - leave_one_out(returns)
     loss = -(advantage * log_prob).mean()
@@ -134,8 +134,7 @@ def _fitted(
 
 
 def _only_reverse_kl(update: Update, game: Game) -> None:
-    kinds = [anchor.divergence or game.divergence for anchor in update.anchors]
-    if not all(isinstance(kind, ReverseKL) for kind in kinds):
+    if not all(isinstance(kind, ReverseKL) for kind in update.divergences(game)):
         raise BadInput(f"{type(update.fit).__name__} knows the answer of an update under the reverse KL only")
 
 
@@ -160,9 +159,8 @@ def exact_objective(
         gap = torch.stack([w * (log_policy - rho) for w, rho in zip(weights, held, strict=True)]).sum(0)
         loss = update.fit.loss(gap, payoff, update.weight, author.detach().exp()).mean()
         return Objective(loss, {"loss": loss.detach()})
-    kinds = [anchor.divergence or game.divergence for anchor in update.anchors]
     weights = [anchor.weight for anchor in update.anchors]
-    value = improvement_value(log_policy, payoff, list(zip(held, weights, kinds, strict=True)))
+    value = improvement_value(log_policy, payoff, list(zip(held, weights, update.divergences(game), strict=True)))
     return Objective(-value.mean(), {"loss": -value.detach().mean()})
 
 

@@ -158,15 +158,14 @@ def _normalised(log_probs: Tensor) -> TabularPolicy:
 
 def _alike(update: Update, game: Game) -> bool:
     """Whether all anchors hold by the game's own divergence."""
-    return all(anchor.divergence is None or anchor.divergence == game.divergence for anchor in update.anchors)
+    return all(kind == game.divergence for kind in update.divergences(game))
 
 
 def _held(
     update: Update, game: Game, anchors: Sequence[tuple[Tensor, float]]
 ) -> list[tuple[Tensor, float, Divergence]]:
     """The anchors' tables and weights, each with its divergence."""
-    kinds = [anchor.divergence or game.divergence for anchor in update.anchors]
-    return [(*pair, kind) for pair, kind in zip(anchors, kinds, strict=True)]
+    return [(*pair, kind) for pair, kind in zip(anchors, update.divergences(game), strict=True)]
 
 
 def anchor_tables(update: Update) -> Sequence[tuple[Tensor, float]]:
