@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["forward"]
+__all__ = ["base_network", "forward"]
 
 
 def forward(
@@ -36,12 +36,13 @@ def forward(
         options["cache"] = cache
     if keep:
         options["logits_to_keep"] = keep
-    if _takes_positions(type(_base(network))):
+    if _takes_positions(type(base_network(network))):
         options["position_ids"] = position
     return network(input_ids=tokens, **options)
 
 
-def _base(network: Any) -> Any:
+def base_network(network: Any) -> Any:
+    """The model of transformers itself, out of an adapter model."""
     # An adapter model of peft passes everything on to the model inside.
     return network.get_base_model() if hasattr(network, "get_base_model") else network
 

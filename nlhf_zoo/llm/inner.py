@@ -63,7 +63,7 @@ class InnerLoop:
         steps: optimizer steps, where the update does not say.
         optimizer: makes an optimizer of parameters; AdamW at the papers' 1e-6 unless given. One that calls
             its closure several times (LBFGS) is welcome with `responses`.
-        num_samples: responses a prompt and step, >= 2.
+        num_samples: responses a prompt and step, >= 1; 2 for an update against itself.
         responses: the whole response set, (B, Y, T); expectations are then exact and nothing is sampled.
         tolerance: stop when no parameter's gradient exceeds this (exact expectations only).
     """
@@ -71,7 +71,7 @@ class InnerLoop:
     prompts: Sequence[str]
     steps: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     optimizer: Callable[[Iterable[Parameter]], Optimizer] = _adamw
-    num_samples: int = attrs.field(default=2, validator=attrs.validators.ge(2))
+    num_samples: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     responses: TokenResponses | None = None
     tolerance: float = 0.0
 

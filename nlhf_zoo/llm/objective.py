@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Divergence, Fit, Game, Itself, ReverseKL, Update
-from nlhf_zoo.llm.payoffs import leave_one_out, log_ratio, sampled_payoffs
-from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network
+from nlhf_zoo.llm.payoffs import check_samples, leave_one_out, log_ratio, opponents_met, sampled_payoffs
+from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network, sample_together
 from nlhf_zoo.llm.tokens import PromptBatch, TokenResponses
 from nlhf_zoo.metrics import improvement_value, kl_divergence
 
@@ -39,7 +39,10 @@ def sampled_objective(
     num_samples: int,
     generator: torch.Generator | None,
 ) -> Objective:
-    """REINFORCE with unbiased baselines, on K = `num_samples` >= 2 responses of the student to each prompt.
+    """REINFORCE with unbiased baselines, on K = `num_samples` responses of the student to each prompt.
+
+    K >= 2 where the policy meets itself or the update has a `fit`; K = 1 will do against another opponent, with
+    the batch's other prompts for a baseline.
 
     A policy of the update whose network is the student's own stands for the student itself, at its weights
     of this moment: as an opponent it is met by self-play among the K responses (each pair judged once), and
@@ -54,11 +57,10 @@ def sampled_objective(
     A pairwise loss on self-play pairs has the same gradient, up to the factor `scale` and the number of pairs.
     An update with a `fit` is minimised by that loss instead, on responses of its start.
     """
-    if num_samples < 2:
-        raise BadInput(f"at least 2 samples a prompt are needed for a baseline, got {num_samples}")
+    check_samples(student, update, num_samples)
     if update.fit is not None:
         return _fitted(student, update, update.fit, game, prompts, num_samples, generator)
-    drawn = student.sample(prompts, num_samples, generator)
+    drawn, *answers = sample_together([student, *opponents_met(student, update)], prompts, num_samples, generator)
     log_prob = student.log_prob(prompts, drawn)
     value = log_prob.detach()
 
@@ -66,7 +68,7 @@ def sampled_objective(
     ratio = None if update.loss is None else log_ratio(update.start, game.reference, student, prompts, drawn, value)
     if ratio is not None:
         measured["kl_to_reference"] = ratio.mean()
-    met = sampled_payoffs(student, update, game, prompts, drawn, ratio, generator)
+    met = sampled_payoffs(student, update, game, prompts, drawn, answers, ratio, generator)
     advantage = met.value - met.baseline
     if met.preference is not None:
         measured["preference"] = met.preference
@@ -81,11 +83,11 @@ def sampled_objective(
         measured["kl_to_reference" if anchor.policy is game.reference else "kl_to_anchor"] = gap.mean()
     advantage = advantage + returns - leave_one_out(returns)
     loss = -(advantage * log_prob).mean()
-    for answers, worth in met.joined:
-        loss = loss - (worth * student.log_prob(prompts, answers)).mean()
+    for joined, worth in met.joined:
+        loss = loss - (worth * student.log_prob(prompts, joined)).mean()
     measured |= {
         "loss": loss.detach(),
-        "advantage_std": advantage.std(),
+        "advantage_std": advantage.std(correction=min(1, advantage.numel() - 1)),
         "log_prob_per_token": value.sum() / drawn.lengths.sum(),
     }
     return Objective(loss, measured, int(drawn.mask.sum()) + met.tokens)
@@ -113,7 +115,7 @@ def _fitted(
     _only_reverse_kl(update, game)
     start = as_language(update.start)
     author = student if fit.on_policy or same_network(start, student) else start
-    drawn = author.sample(prompts, num_samples, generator)
+    drawn, *answers = sample_together([author, *opponents_met(author, update)], prompts, num_samples, generator)
     log_prob = student.log_prob(prompts, drawn)
     value = log_prob.detach()
     measured: dict[str, Tensor] = {"length": drawn.lengths.float().mean()}
@@ -125,7 +127,7 @@ def _fitted(
         gap = gap + anchor.weight * (log_prob - held)
         if anchor.policy is game.reference:
             measured["kl_to_reference"] = (value - held).mean()
-    met = sampled_payoffs(author, update, game, prompts, drawn, None, generator, own_match=fit.pairwise)
+    met = sampled_payoffs(author, update, game, prompts, drawn, answers, None, generator, own_match=fit.pairwise)
     if met.preference is not None:
         measured["preference"] = met.preference
     loss = fit.loss(gap, met.value.to(gap.dtype), update.weight).mean()

@@ -6,23 +6,27 @@ with signal = P, g' = 1 and point = 0 where the update has no pairwise loss: the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from nlhf_zoo.interfaces import EnumerableOracle, Game, Itself, PairwiseLoss, Policy, Update
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.interfaces import EnumerableOracle, Game, Itself, Opponent, PairwiseLoss, Policy, Update
 from nlhf_zoo.llm.judging import paired, self_play
 from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network
 from nlhf_zoo.llm.tokens import PromptBatch, TokenResponses
 
-__all__ = ["Payoffs", "exact_payoff", "leave_one_out", "log_ratio", "sampled_payoffs"]
+__all__ = ["Payoffs", "check_samples", "exact_payoff", "leave_one_out", "log_ratio", "opponents_met", "sampled_payoffs"]
 
 
 def leave_one_out(values: Tensor) -> Tensor:
-    """(B, K) the mean of the row's other entries."""
-    return (values.sum(-1, keepdim=True) - values) / (values.shape[-1] - 1)
+    """(B, K) the mean of the row's other entries; where it has none, of the other rows; 0 for a single number."""
+    if values.shape[-1] > 1:
+        return (values.sum(-1, keepdim=True) - values) / (values.shape[-1] - 1)
+    return (values.sum(0) - values) / (len(values) - 1) if len(values) > 1 else torch.zeros_like(values)
 
 
 def log_ratio(
@@ -61,12 +65,35 @@ class Payoffs:
     joined: tuple[tuple[TokenResponses, Tensor], ...] = ()
 
 
+def opponents_met(author: LanguagePolicy, update: Update) -> list[LanguagePolicy]:
+    """The opponents of an update that answer for themselves, in its order; not the author, who meets its own."""
+    if not isinstance(update.opponent, Opponent):
+        return []
+    opponents = [as_language(policy) for policy, _ in update.opponent.terms]
+    return [opponent for opponent in opponents if not same_network(opponent, author)]
+
+
+def check_samples(author: LanguagePolicy, update: Update, num_samples: int) -> None:
+    """One response a prompt will do against another opponent only.
+
+    Raises:
+        BadInput: the author meets itself, or a fit compares its responses, and there is one.
+    """
+    if num_samples > 1 or update.opponent is None:
+        return
+    others = opponents_met(author, update)
+    alone = isinstance(update.opponent, Opponent) and len(others) == len(update.opponent.terms)
+    if update.fit is not None or not alone:
+        raise BadInput("num_samples: a policy that meets itself needs 2 responses a prompt at least, got 1")
+
+
 def sampled_payoffs(
     author: LanguagePolicy,
     update: Update,
     game: Game,
     prompts: PromptBatch,
     drawn: TokenResponses,
+    met: Sequence[TokenResponses],
     ratio: Tensor | None,
     generator: torch.Generator | None,
     *,
@@ -78,6 +105,7 @@ def sampled_payoffs(
     otherwise.
 
     Args:
+        met: K answers to each prompt of each of `opponents_met`.
         ratio: (B, K) r of the responses, where the update has a pairwise loss.
         own_match: whether a self-played response's match with itself counts, as an even one; see `Fit.pairwise`.
     """
@@ -89,6 +117,7 @@ def sampled_payoffs(
     value, baseline, tokens, preference = zero, zero, 0, None
     joined: list[tuple[TokenResponses, Tensor]] = []
     joins = update.loss is not None and update.loss.joins(update)
+    waiting = iter(met)
     for policy, weight in terms:
         opponent = as_language(policy)
         if same_network(opponent, author):
@@ -97,12 +126,12 @@ def sampled_payoffs(
             h = None if linked is None else linked.unsqueeze(-1) - linked.unsqueeze(-2)
             signal = _signal(update.loss, judged, h)
             even = _signal(update.loss, torch.full_like(judged[:1, :1, 0], 0.5), torch.zeros_like(judged[:1, :1, 0]))
-            met = torch.where(off, signal, 0.0).sum(-1)
+            total = torch.where(off, signal, 0.0).sum(-1)
             count = judged.shape[-1]
-            mean = (met + even) / count if own_match else met / (count - 1)
+            mean = (total + even) / count if own_match else total / (count - 1)
             value, baseline = value + weight * mean, baseline + weight * even
         else:
-            answers = opponent.sample(prompts, drawn.num_samples, generator)
+            answers = next(waiting)
             tokens += int(answers.mask.sum())
             judged = paired(game, prompts, drawn, answers, generator)
             h, their_slope = None, 1.0

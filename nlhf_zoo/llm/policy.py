@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, Policy, Update
-from nlhf_zoo.llm.forward import forward
-from nlhf_zoo.llm.generation import generate, mixed_log_probs
+from nlhf_zoo.llm.generation import Request, generate
+from nlhf_zoo.llm.scoring import score
 from nlhf_zoo.llm.tokens import (
     Decoding,
     PromptBatch,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from nlhf_zoo.llm.inner import InnerLoop
 
-__all__ = ["CausalLMPolicy", "GeometricMixture", "LanguagePolicy", "as_language", "same_network"]
+__all__ = ["CausalLMPolicy", "GeometricMixture", "LanguagePolicy", "as_language", "same_network", "sample_together"]
 
 
 class LanguagePolicy(Policy):
@@ -62,29 +62,7 @@ class LanguagePolicy(Policy):
     def sample(
         self, prompts: PromptBatch | Sequence[str], num_samples: int, generator: torch.Generator | None
     ) -> TokenResponses:
-        batch = self.encode(prompts)
-        modes = [(network, network.training) for network, _ in self.parts]
-        for network, _ in modes:
-            network.eval()
-        try:
-            tokens, mask = generate(
-                self.parts,
-                batch.tokens,
-                batch.mask,
-                num_samples=num_samples,
-                max_new_tokens=self.decoding.max_new_tokens,
-                stop=stop_tokens(self.parts[0][0], self.tokenizer),
-                padding=padding_id(self.tokenizer),
-                temperature=self.decoding.temperature,
-                allowed=self._allowed(),
-                generator=generator,
-            )
-        finally:
-            for network, training in modes:
-                network.train(training)
-            # Autocast keeps the casts that it made without gradients, and would hand them to the training pass.
-            torch.clear_autocast_cache()
-        return TokenResponses(tokens, mask, decode(tokens, mask, self.tokenizer))
+        return sample_together([self], prompts, num_samples, generator)[0]
 
     def log_prob(
         self, prompts: PromptBatch | Sequence[str], responses: TokenResponses | Sequence[Sequence[str]]
@@ -99,18 +77,15 @@ class LanguagePolicy(Policy):
         batch = self.encode(prompts)
         if not isinstance(responses, TokenResponses):
             responses = encode_responses(responses, self.tokenizer, self.decoding, self.device)
-        count, width = responses.num_samples, responses.tokens.shape[-1]
-        answer, kept = responses.tokens.flatten(0, 1), responses.mask.flatten(0, 1)
-        # The last token is predicted, never read, so it is left off the input.
-        ids = torch.cat([batch.tokens.repeat_interleave(count, 0), answer], 1)[:, :-1]
-        mask = torch.cat([batch.mask.repeat_interleave(count, 0), kept], 1)[:, :-1].long()
-        position = (mask.cumsum(-1) - 1).clamp_min(0)
-        logits = [
-            forward(network, ids, mask, position, use_cache=False, keep=width).logits for network, _ in self.parts
-        ]
-        log_probs = mixed_log_probs(logits, [w for _, w in self.parts], self.decoding.temperature, self._allowed())
-        chosen = log_probs.gather(-1, answer.unsqueeze(-1)).squeeze(-1)
-        return torch.where(kept, chosen, 0.0).reshape(responses.tokens.shape)
+        return score(
+            self.parts,
+            batch.tokens,
+            batch.mask,
+            responses.tokens,
+            responses.mask,
+            temperature=self.decoding.temperature,
+            allowed=self._allowed(),
+        )
 
     def table(self, prompts: PromptBatch | Sequence[str], responses: TokenResponses) -> Tensor:
         """(B, Y) log-probabilities over an enumerated response set, normalised over it."""
@@ -242,6 +217,45 @@ class GeometricMixture(LanguagePolicy):
 
     def improve(self, update: Update, game: Game, generator: torch.Generator | None = None) -> Outcome:
         raise BadInput("a mixture of language models cannot be trained; start the update from one of its parts")
+
+
+def sample_together(
+    policies: Sequence[LanguagePolicy],
+    prompts: PromptBatch | Sequence[str],
+    num_samples: int,
+    generator: torch.Generator | None,
+) -> list[TokenResponses]:
+    """`num_samples` responses of each policy to each prompt, all drawn in one pass.
+
+    What costs is how often a model is called: one that speaks in several of the policies, as the student does beside
+    its own mixture with the reference, is called once a token for all of them. The policies share tokenizer and
+    decoding.
+    """
+    first = policies[0]
+    batch = first.encode(prompts)
+    networks = {id(network): network for policy in policies for network, _ in policy.parts}
+    modes = [(network, network.training) for network in networks.values()]
+    for network, _ in modes:
+        network.eval()
+    try:
+        drawn = generate(
+            [Request(policy.parts) for policy in policies],
+            batch.tokens,
+            batch.mask,
+            num_samples=num_samples,
+            max_new_tokens=first.decoding.max_new_tokens,
+            stop=stop_tokens(first.parts[0][0], first.tokenizer),
+            padding=padding_id(first.tokenizer),
+            temperature=first.decoding.temperature,
+            allowed=first._allowed(),
+            generator=generator,
+        )
+    finally:
+        for network, training in modes:
+            network.train(training)
+        # Autocast keeps the casts that it made without gradients, and would hand them to the training pass.
+        torch.clear_autocast_cache()
+    return [TokenResponses(tokens, mask, decode(tokens, mask, first.tokenizer)) for tokens, mask in drawn]
 
 
 def as_language(policy: Policy) -> LanguagePolicy:

@@ -51,7 +51,7 @@ class TrainConfig:
         chat: wrap plain prompts as a user's message in the tokenizer's chat template.
         steps: training batches, each one gradient step.
         batch_size: prompts a batch and device.
-        num_samples: responses a prompt, >= 2.
+        num_samples: responses a prompt, >= 1; a solver whose policy meets itself needs 2.
         inner_steps: batches that an update gets where its solver does not say.
         max_prompt_tokens: longer prompts lose their beginning.
         max_new_tokens: longest response.
@@ -97,7 +97,7 @@ class TrainConfig:
     chat: bool = False
     steps: int = attrs.field(default=1000, validator=_at_least(1))
     batch_size: int = attrs.field(default=8, validator=_at_least(1))
-    num_samples: int = attrs.field(default=2, validator=_at_least(2))
+    num_samples: int = attrs.field(default=2, validator=_at_least(1))
     inner_steps: int = attrs.field(default=1, validator=_at_least(1))
     max_prompt_tokens: int = attrs.field(default=512, validator=_at_least(1))
     max_new_tokens: int = attrs.field(default=128, validator=_at_least(1))

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nlhf_zoo.interfaces import Game, Outcome, QueryCount, Solver, State, Update
 from nlhf_zoo.llm.objective import measured_distances, sampled_objective
+from nlhf_zoo.llm.payoffs import check_samples
 from nlhf_zoo.llm.tokens import PromptBatch
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.networks import NetworkPool, SlotPolicy
@@ -43,6 +44,7 @@ class NashTraining(LightningModule):
         self.pool, self.solver, self.config = pool, solver, config
         self.game = attrs.evolve(game, reference=pool.policy(pool.reference))
         self.state = pool.own_slots(solver.init(self.game, pool.policy()))
+        check_samples(pool.policy(), solver.propose(self.game, self.state), config.num_samples)
         self.update: Update | None = None
         self.inner_done = 0
         self._last: tuple[int, PromptBatch] | None = None
