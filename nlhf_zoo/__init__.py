@@ -34,12 +34,16 @@ if TYPE_CHECKING:
         QueryCount,
         Responses,
         ReverseKL,
+        Rollout,
+        RolloutEngine,
         Solver,
         State,
         Update,
         contraction,
         hyperparameter,
         linear_rate,
+        weights_changed,
+        weights_version,
     )
     from nlhf_zoo.llm import CausalLMPolicy
     from nlhf_zoo.oracles import BradleyTerryOracle, FactorOracle, MatrixOracle, SampledOracle
@@ -84,6 +88,8 @@ __all__ = [
     "Responses",
     "Result",
     "ReverseKL",
+    "Rollout",
+    "RolloutEngine",
     "SampledOracle",
     "SoftmaxPolicy",
     "Solver",
@@ -102,6 +108,8 @@ __all__ = [
     "solvers",
     "testing",
     "von_neumann_winner",
+    "weights_changed",
+    "weights_version",
 ]
 
 _ELSEWHERE = {

@@ -116,7 +116,7 @@ def test_every_option_is_described_once(options: type) -> None:
 
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "list")
-    assert set(found) == {"solvers", "oracles", "games", "divergences", "broken"}
+    assert set(found) == {"solvers", "oracles", "games", "divergences", "engines", "broken"}
     solvers = {solver["name"]: solver for solver in found["solvers"]}
     assert {"nash_mp", "nash_md", "online_dpo", "online_ipo", "exact_prox"} <= solvers.keys()
     nash_mp = solvers["nash_mp"]
@@ -149,7 +149,7 @@ def test_list_says_why_a_backend_is_missing(
         only = "its update inverts the matrix"
 
     entry = registry.Entry("mmd", TableOnly, "somewhere", "1.0")
-    monkeypatch.setattr(registry, "load", lambda: registry.Registry({"mmd": entry}, {}, {}, {}, broken=()))
+    monkeypatch.setattr(registry, "load", lambda: registry.Registry({"mmd": entry}, {}, {}, {}, {}, broken=()))
     (described,) = document(capsys, "list")["solvers"]
     assert (described["backends"], described["only"]) == (["table"], "its update inverts the matrix")
     assert described["when"] == TableOnly.when != ""

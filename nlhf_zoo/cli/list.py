@@ -33,6 +33,7 @@ def run(options: ListOptions) -> Answer:
         "oracles": _factory,
         "games": _factory,
         "divergences": _divergence,
+        "engines": _factory,
     }
     document: dict[str, Any] = {
         kind: [_entry(entry, describe) for entry in getattr(registry, kind).values()]
@@ -130,6 +131,7 @@ def _show(document: Mapping[str, Any], console: Console) -> None:
         ("games", "--game NAME, --game-set KEY=VALUE", "parameters"),
         ("oracles", "train --oracle NAME, --oracle-set KEY=VALUE", "options"),
         ("divergences", "solve --divergence NAME, --divergence-set KEY=VALUE", "parameters"),
+        ("engines", "train --engine NAME, --engine-set KEY=VALUE", "options"),
     ):
         rows = [(e["name"], _summary(e), _settings(e, "parameters"), _origin(e)) for e in document[kind]]
         console.print(table(f"{kind} ({how})", ("name", "what it is", header, "from"), rows))
@@ -168,7 +170,7 @@ def _origin(entry: Mapping[str, Any]) -> str:
 
 VERB = Verb(
     name="list",
-    summary="solvers, oracles, games and divergences, with what is proved of them",
+    summary="solvers, oracles, games, divergences and engines, with what is proved of them",
     description="Plugins that did not load are listed last, each with its error.",
     example="""\
   nlhf-zoo list

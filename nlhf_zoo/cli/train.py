@@ -64,6 +64,7 @@ transformers format, all in the folder --out. With --resume a run that was stopp
     run=run,
     flags={
         "solver_options": "--set",
+        "engine_options": "--engine-set",
         "oracle_options": "--oracle-set",
         "eval_oracle_options": "--eval-oracle-set",
     },

@@ -1,6 +1,7 @@
 """The ground floor: abstract classes and frozen data, without torch at import time."""
 
 from nlhf_zoo.interfaces.divergence import Divergence, ReverseKL
+from nlhf_zoo.interfaces.engine import Rollout, RolloutEngine, weights_changed, weights_version
 from nlhf_zoo.interfaces.fit import DivergenceToAnswer, Fit, LogisticPairs, PairRegression, PointRegression
 from nlhf_zoo.interfaces.game import Game
 from nlhf_zoo.interfaces.guarantee import Guarantee, contraction, linear_rate
@@ -30,10 +31,14 @@ __all__ = [
     "QueryCount",
     "Responses",
     "ReverseKL",
+    "Rollout",
+    "RolloutEngine",
     "Solver",
     "State",
     "Update",
     "contraction",
     "hyperparameter",
     "linear_rate",
+    "weights_changed",
+    "weights_version",
 ]

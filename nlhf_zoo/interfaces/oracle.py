@@ -56,6 +56,13 @@ class PreferenceOracle(ABC):
     answers_by_coin: bool = False
     """Whether a comparison is to come out as 0 or 1, by a coin with the probability, thrown by whoever asks."""
 
+    waits: bool = False
+    """Whether a call mostly waits on something else (a network), so that whoever asks may generate meanwhile.
+
+    `probability` is then called in a thread of its own, one call at a time and in order, but not always by the same
+    thread; its tensors need a dtype, torch's default being that of the training.
+    """
+
     _queries = QueryCount()
     _depth = 0
 

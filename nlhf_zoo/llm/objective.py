@@ -12,8 +12,10 @@ from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Divergence, Fit, Game, Itself, ReverseKL, Update
-from nlhf_zoo.llm.payoffs import check_samples, leave_one_out, log_ratio, opponents_met, sampled_payoffs
-from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network, sample_together
+from nlhf_zoo.llm.judging import Judging
+from nlhf_zoo.llm.matches import play
+from nlhf_zoo.llm.payoffs import check_samples, leave_one_out, log_ratio, sampled_payoffs
+from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network
 from nlhf_zoo.llm.tokens import PromptBatch, TokenResponses
 from nlhf_zoo.metrics import improvement_value, kl_divergence
 
@@ -38,6 +40,8 @@ def sampled_objective(
     prompts: PromptBatch,
     num_samples: int,
     generator: torch.Generator | None,
+    *,
+    chunks: int = 1,
 ) -> Objective:
     """REINFORCE with unbiased baselines, on K = `num_samples` responses of the student to each prompt.
 
@@ -56,19 +60,25 @@ def sampled_objective(
 
     A pairwise loss on self-play pairs has the same gradient, up to the factor `scale` and the number of pairs.
     An update with a `fit` is minimised by that loss instead, on responses of its start.
+
+    Args:
+        chunks: parts of the batch that are generated in turn; see `nlhf_zoo.llm.matches.play`.
     """
     check_samples(student, update, num_samples)
     if update.fit is not None:
-        return _fitted(student, update, update.fit, game, prompts, num_samples, generator)
-    drawn, *answers = sample_together([student, *opponents_met(student, update)], prompts, num_samples, generator)
-    log_prob = student.log_prob(prompts, drawn)
-    value = log_prob.detach()
+        return _fitted(student, update, update.fit, game, prompts, num_samples, generator, chunks)
+    with Judging(game) as judging:
+        played = play(student, update, judging, prompts, num_samples, generator, chunks=chunks)
+        drawn = played.drawn
+        by_token = student.token_log_prob(prompts, drawn)
+        log_prob = by_token.sum(-1)
+        value = log_prob.detach()
 
-    measured: dict[str, Tensor] = {"length": drawn.lengths.float().mean()}
-    ratio = None if update.loss is None else log_ratio(update.start, game.reference, student, prompts, drawn, value)
-    if ratio is not None:
-        measured["kl_to_reference"] = ratio.mean()
-    met = sampled_payoffs(student, update, game, prompts, drawn, answers, ratio, generator)
+        measured = {"length": drawn.lengths.float().mean()} | engine_mismatch(drawn, by_token)
+        ratio = None if update.loss is None else log_ratio(update.start, game.reference, student, prompts, drawn, value)
+        if ratio is not None:
+            measured["kl_to_reference"] = ratio.mean()
+        met = sampled_payoffs(student, update, game, prompts, played, ratio, generator)
     advantage = met.value - met.baseline
     if met.preference is not None:
         measured["preference"] = met.preference
@@ -93,6 +103,14 @@ def sampled_objective(
     return Objective(loss, measured, int(drawn.mask.sum()) + met.tokens)
 
 
+def engine_mismatch(drawn: TokenResponses, by_token: Tensor) -> dict[str, Tensor]:
+    """Mean |log-probability by the engine - by the policy| over the tokens drawn; empty where they are one."""
+    if drawn.log_probs is None:
+        return {}
+    gap = (by_token.detach().float() - drawn.log_probs).abs()
+    return {"engine_mismatch": gap.sum() / drawn.mask.sum()}
+
+
 def _slope(divergence: Divergence, gap: Tensor) -> Tensor:
     """(B, K) f'(pi/rho) up to a constant, which the baseline takes away: the log-ratio itself under the reverse KL."""
     if isinstance(divergence, ReverseKL):
@@ -110,24 +128,30 @@ def _fitted(
     prompts: PromptBatch,
     num_samples: int,
     generator: torch.Generator | None,
+    chunks: int,
 ) -> Objective:
     """The loss of a `Fit` on K responses a prompt of the update's start, or of the student for an on-policy fit."""
     _only_reverse_kl(update, game)
     start = as_language(update.start)
     author = student if fit.on_policy or same_network(start, student) else start
-    drawn, *answers = sample_together([author, *opponents_met(author, update)], prompts, num_samples, generator)
-    log_prob = student.log_prob(prompts, drawn)
-    value = log_prob.detach()
-    measured: dict[str, Tensor] = {"length": drawn.lengths.float().mean()}
-    gap = torch.zeros_like(value)
-    for anchor in update.anchors:
-        rho = as_language(anchor.policy)
-        with torch.no_grad():
-            held = value if same_network(rho, student) else rho.log_prob(prompts, drawn)
-        gap = gap + anchor.weight * (log_prob - held)
-        if anchor.policy is game.reference:
-            measured["kl_to_reference"] = (value - held).mean()
-    met = sampled_payoffs(author, update, game, prompts, drawn, answers, None, generator, own_match=fit.pairwise)
+    with Judging(game) as judging:
+        played = play(author, update, judging, prompts, num_samples, generator, chunks=chunks)
+        drawn = played.drawn
+        by_token = student.token_log_prob(prompts, drawn)
+        log_prob = by_token.sum(-1)
+        value = log_prob.detach()
+        measured = {"length": drawn.lengths.float().mean()}
+        if author is student:
+            measured |= engine_mismatch(drawn, by_token)
+        gap = torch.zeros_like(value)
+        for anchor in update.anchors:
+            rho = as_language(anchor.policy)
+            with torch.no_grad():
+                held = value if same_network(rho, student) else rho.log_prob(prompts, drawn)
+            gap = gap + anchor.weight * (log_prob - held)
+            if anchor.policy is game.reference:
+                measured["kl_to_reference"] = (value - held).mean()
+        met = sampled_payoffs(author, update, game, prompts, played, None, generator, own_match=fit.pairwise)
     if met.preference is not None:
         measured["preference"] = met.preference
     loss = fit.loss(gap, met.value.to(gap.dtype), update.weight).mean()

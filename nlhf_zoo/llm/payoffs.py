@@ -6,7 +6,6 @@ with signal = P, g' = 1 and point = 0 where the update has no pairwise loss: the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import EnumerableOracle, Game, Itself, Opponent, PairwiseLoss, Policy, Update
-from nlhf_zoo.llm.judging import paired, self_play
+from nlhf_zoo.llm.judging import self_play
+from nlhf_zoo.llm.matches import Played
 from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network
 from nlhf_zoo.llm.tokens import PromptBatch, TokenResponses
 
@@ -92,8 +92,7 @@ def sampled_payoffs(
     update: Update,
     game: Game,
     prompts: PromptBatch,
-    drawn: TokenResponses,
-    met: Sequence[TokenResponses],
+    played: Played,
     ratio: Tensor | None,
     generator: torch.Generator | None,
     *,
@@ -101,27 +100,26 @@ def sampled_payoffs(
 ) -> Payoffs:
     """The worth of K responses that `author` drew: against its own other K - 1, or against K answers of another.
 
+    What the judge has not answered yet is waited for.
+
     Baselines are signal(1/2, 0) in self-play, which is its mean, and the mean of the prompt's other responses
     otherwise.
 
     Args:
-        met: K answers to each prompt of each of `opponents_met`.
         ratio: (B, K) r of the responses, where the update has a pairwise loss.
         own_match: whether a self-played response's match with itself counts, as an even one; see `Fit.pairwise`.
     """
-    zero = torch.zeros(drawn.tokens.shape[:2], device=drawn.tokens.device, dtype=torch.float64)
+    tokens_drawn = played.drawn.tokens
+    zero = torch.zeros(tokens_drawn.shape[:2], device=tokens_drawn.device, dtype=torch.float64)
     if update.opponent is None:
         return Payoffs(zero, zero)
-    terms = ((author, 1.0),) if isinstance(update.opponent, Itself) else update.opponent.terms
     linked, slope, point = (None, 1.0, 0.0) if ratio is None else update.loss.of_single(ratio.double())  # type: ignore[union-attr]
     value, baseline, tokens, preference = zero, zero, 0, None
     joined: list[tuple[TokenResponses, Tensor]] = []
     joins = update.loss is not None and update.loss.joins(update)
-    waiting = iter(met)
-    for policy, weight in terms:
-        opponent = as_language(policy)
-        if same_network(opponent, author):
-            judged = self_play(game, prompts, drawn, generator)
+    for match in played.matches:
+        weight, answers, judged = match.weight, match.answers, match.judged(generator)
+        if answers is None:
             off = ~torch.eye(judged.shape[-1], dtype=torch.bool, device=judged.device)
             h = None if linked is None else linked.unsqueeze(-1) - linked.unsqueeze(-2)
             signal = _signal(update.loss, judged, h)
@@ -131,9 +129,7 @@ def sampled_payoffs(
             mean = (total + even) / count if own_match else total / (count - 1)
             value, baseline = value + weight * mean, baseline + weight * even
         else:
-            answers = next(waiting)
             tokens += int(answers.mask.sum())
-            judged = paired(game, prompts, drawn, answers, generator)
             h, their_slope = None, 1.0
             if linked is not None:
                 theirs = log_ratio(update.start, game.reference, author, prompts, answers, None)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Outcome, Policy, Update
-from nlhf_zoo.llm.generation import Request, generate
+from nlhf_zoo.interfaces import Game, Outcome, Policy, Update, weights_changed
 from nlhf_zoo.llm.scoring import score
 from nlhf_zoo.llm.tokens import (
     Decoding,
@@ -171,6 +170,7 @@ def average_into(network: nn.Module, other: nn.Module, weight: float) -> None:
         mine.lerp_(theirs.to(mine.dtype), weight)
     for mine, theirs in zip(network.buffers(), other.buffers(), strict=True):
         mine.copy_(theirs)
+    weights_changed(network)
 
 
 @attrs.frozen(eq=False)
@@ -238,8 +238,8 @@ def sample_together(
     for network, _ in modes:
         network.eval()
     try:
-        drawn = generate(
-            [Request(policy.parts) for policy in policies],
+        drawn = first.decoding.engine.generate(
+            [policy.parts for policy in policies],
             batch.tokens,
             batch.mask,
             num_samples=num_samples,
@@ -255,7 +255,10 @@ def sample_together(
             network.train(training)
         # Autocast keeps the casts that it made without gradients, and would hand them to the training pass.
         torch.clear_autocast_cache()
-    return [TokenResponses(tokens, mask, decode(tokens, mask, first.tokenizer)) for tokens, mask in drawn]
+    return [
+        TokenResponses(one.tokens, one.mask, decode(one.tokens, one.mask, first.tokenizer), one.log_probs)
+        for one in drawn
+    ]
 
 
 def as_language(policy: Policy) -> LanguagePolicy:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -10,12 +11,22 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Responses
+from nlhf_zoo.interfaces import Responses, RolloutEngine
+from nlhf_zoo.llm.builtin_engine import BuiltinEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Decoding", "PromptBatch", "TokenResponses", "decode", "encode_prompts", "encode_responses", "stop_tokens"]
+__all__ = [
+    "Decoding",
+    "PromptBatch",
+    "TokenResponses",
+    "decode",
+    "encode_prompts",
+    "encode_responses",
+    "join_responses",
+    "stop_tokens",
+]
 
 
 @attrs.frozen
@@ -28,12 +39,14 @@ class Decoding:
         temperature: logits are divided by it, > 0.
         allowed_tokens: token ids that responses may hold; all, unless given. Leaving out the end-of-sequence
             token makes every response exactly `max_new_tokens` long.
+        engine: what draws the responses.
     """
 
     max_new_tokens: int = attrs.field(default=128, validator=attrs.validators.ge(1))
     max_prompt_tokens: int = attrs.field(default=512, validator=attrs.validators.ge(1))
     temperature: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
     allowed_tokens: tuple[int, ...] | None = None
+    engine: RolloutEngine = attrs.field(factory=BuiltinEngine, eq=False, repr=False)
 
 
 @attrs.frozen(eq=False)
@@ -55,6 +68,14 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def split(self, parts: int) -> Iterator[PromptBatch]:
+        """The batch in order, in `parts` parts whose sizes differ by one at most; none is empty."""
+        bounds = [len(self) * i // parts for i in range(parts + 1)]
+        for start, end in itertools.pairwise(bounds):
+            if start < end:
+                rows = slice(start, end)
+                yield PromptBatch(self.texts[rows], self.judged[rows], self.tokens[rows], self.mask[rows])
+
     def to(self, device: torch.device | str) -> PromptBatch:
         return attrs.evolve(self, tokens=self.tokens.to(device), mask=self.mask.to(device))
 
@@ -67,11 +88,13 @@ class TokenResponses(Responses):
         tokens: (B, K, T) int64.
         mask: (B, K, T) bool, True on tokens of the response, its end-of-sequence token included.
         texts: B rows of K texts, without special tokens.
+        log_probs: (B, K, T) what the engine that drew them says of each token; see `Rollout`.
     """
 
     tokens: Tensor
     mask: Tensor
     texts: tuple[tuple[str, ...], ...]
+    log_probs: Tensor | None = None
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]  # a property serves the attribute
@@ -81,6 +104,24 @@ class TokenResponses(Responses):
     def lengths(self) -> Tensor:
         """(B, K) tokens of each response."""
         return self.mask.sum(-1)
+
+
+def join_responses(parts: Sequence[TokenResponses], padding: int) -> TokenResponses:
+    """The same responses in one batch, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.tokens.shape[-1] for part in parts)
+
+    def padded(one: Tensor, value: float) -> Tensor:
+        return torch.nn.functional.pad(one, (0, width - one.shape[-1]), value=value)
+
+    log_probs = [padded(part.log_probs, 0.0) for part in parts if part.log_probs is not None]
+    return TokenResponses(
+        torch.cat([padded(part.tokens, padding) for part in parts]),
+        torch.cat([padded(part.mask, False) for part in parts]),
+        tuple(row for part in parts for row in part.texts),
+        torch.cat(log_probs) if len(log_probs) == len(parts) else None,
+    )
 
 
 def stop_tokens(network: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -32,3 +32,8 @@ def nlhf_zoo_games() -> Contribution:  # type: ignore[empty-body]  # a hookspec 
 @hookspec
 def nlhf_zoo_divergences() -> Contribution:  # type: ignore[empty-body]  # a hookspec has no body
     """Subclasses of `Divergence`."""
+
+
+@hookspec
+def nlhf_zoo_engines() -> Contribution:  # type: ignore[empty-body]  # a hookspec has no body
+    """Subclasses of `RolloutEngine`, or factories that return one; keyword arguments come from `--engine-set`."""

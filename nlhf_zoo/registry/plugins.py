@@ -17,8 +17,8 @@ from nlhf_zoo.registry import hookspecs
 
 __all__ = ["Broken", "Entry", "Kind", "Registry", "load", "lookup", "solvers"]
 
-Kind = Literal["solvers", "oracles", "games", "divergences"]
-KINDS: tuple[Kind, ...] = ("solvers", "oracles", "games", "divergences")
+Kind = Literal["solvers", "oracles", "games", "divergences", "engines"]
+KINDS: tuple[Kind, ...] = ("solvers", "oracles", "games", "divergences", "engines")
 ONLY = "NLHF_ZOO_PLUGINS"
 """Environment variable: load only the entry points named here, separated by commas (empty: none)."""
 
@@ -57,6 +57,7 @@ class Registry:
     oracles: Mapping[str, Entry]
     games: Mapping[str, Entry]
     divergences: Mapping[str, Entry]
+    engines: Mapping[str, Entry]
     broken: tuple[Broken, ...]
     silent: tuple[Silent, ...] = ()
 

@@ -50,8 +50,12 @@ class TrainConfig:
         eval_prompts: prompts of the evaluation; unless given, `eval_size` of `prompts` are held out.
         chat: wrap plain prompts as a user's message in the tokenizer's chat template.
         steps: training batches, each one gradient step.
+        engine: registered name of what generates responses: "builtin", "vllm", ...
+        engine_options: keyword arguments of the engine.
         batch_size: prompts a batch and device.
         num_samples: responses a prompt, >= 1; a solver whose policy meets itself needs 2.
+        judge_chunks: parts that a batch is generated in, so that a judge that waits on a network is asked about one
+            while the next is generated; draws depend on it.
         inner_steps: batches that an update gets where its solver does not say.
         max_prompt_tokens: longer prompts lose their beginning.
         max_new_tokens: longest response.
@@ -95,9 +99,12 @@ class TrainConfig:
     prompt_split: str = "train"
     eval_prompts: str | None = None
     chat: bool = False
+    engine: str = "builtin"
+    engine_options: Mapping[str, Any] = attrs.field(factory=dict)
     steps: int = attrs.field(default=1000, validator=_at_least(1))
     batch_size: int = attrs.field(default=8, validator=_at_least(1))
     num_samples: int = attrs.field(default=2, validator=_at_least(1))
+    judge_chunks: int = attrs.field(default=1, validator=_at_least(1))
     inner_steps: int = attrs.field(default=1, validator=_at_least(1))
     max_prompt_tokens: int = attrs.field(default=512, validator=_at_least(1))
     max_new_tokens: int = attrs.field(default=128, validator=_at_least(1))

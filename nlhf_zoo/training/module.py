@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from nlhf_zoo.interfaces import Game, Outcome, QueryCount, Solver, State, Update
+from nlhf_zoo.interfaces import Game, Outcome, QueryCount, Solver, State, Update, weights_changed
 from nlhf_zoo.llm.objective import measured_distances, sampled_objective
 from nlhf_zoo.llm.payoffs import check_samples
 from nlhf_zoo.llm.tokens import PromptBatch
@@ -79,7 +79,8 @@ class NashTraining(LightningModule):
         before = self.game.oracle.queries
         # Dropout would make the trained policy another than the sampled one; recomputation needs train mode.
         self.pool.student.train(self.config.gradient_checkpointing)
-        objective = sampled_objective(student, update, self.game, encoded, self.config.num_samples, generator)
+        samples, chunks = self.config.num_samples, self.config.judge_chunks
+        objective = sampled_objective(student, update, self.game, encoded, samples, generator, chunks=chunks)
         self._queries = self._queries + (self.game.oracle.queries - before)
         self.tokens_generated += objective.tokens_generated
         self._log(objective.measured, len(prompts))
@@ -108,6 +109,7 @@ class NashTraining(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Here, and not in a hook at the end of the batch: checkpoints are written before those run.
         super().optimizer_step(*args, **kwargs)
+        weights_changed(self.pool.student)  # not every optimizer writes where torch sees it
         self.inner_done += 1
         assert self.update is not None
         if self.inner_done == self._batches(self.update):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update
+from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update, weights_changed
 from nlhf_zoo.llm import Decoding, GeometricMixture, LanguagePolicy
 from nlhf_zoo.llm.policy import average_into
 
@@ -197,6 +197,7 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         mine.copy_(theirs)
     for theirs, mine in zip(source.buffers(), target.buffers(), strict=True):
         mine.copy_(theirs)
+    weights_changed(target)
 
 
 def models_held(solver: Solver, game: Game, inner_steps: int, steps: int = 3) -> int:

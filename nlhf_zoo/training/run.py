@@ -25,7 +25,7 @@ from nlhf_zoo.llm.folders import save_folder
 from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.oracles.audit import audit
-from nlhf_zoo.registry import lookup
+from nlhf_zoo.registry import Kind, lookup
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.evaluation import Answers, answer, report
 from nlhf_zoo.training.module import NashTraining
@@ -165,16 +165,17 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
         prompts, held_out = _split(prompts, config.eval_size, config.seed)
     else:
         held_out = read_prompts(config.eval_prompts, column=config.prompt_column, split=config.prompt_split)
-    oracles = {"training": _oracle(config.oracle, config.oracle_options)}
+    oracles = {"training": _made("oracles", config.oracle, config.oracle_options)}
     if config.eval_oracle is not None:
-        oracles["held_out"] = _oracle(config.eval_oracle, config.eval_oracle_options)
+        oracles["held_out"] = _made("oracles", config.eval_oracle, config.eval_oracle_options)
+    engine = _made("engines", config.engine, config.engine_options)
     student, reference = (
         load_causal_lm(path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
         for path in (config.model, config.reference or config.model)
     )
     if config.gradient_checkpointing:
         student.activation_checkpointing_enable()
-    decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature)
+    decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature, engine=engine)
     pool = NetworkPool(student, reference.eval(), tokenizer, decoding)
     game = Game(oracles["training"], pool.policy(reference), config.beta)
     held = _texts(held_out, tokenizer, config)
@@ -183,13 +184,14 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     return Run(config, solver, oracles, _texts(prompts, tokenizer, config), held, module, trainer)
 
 
-def _oracle(name: str, options: Mapping[str, Any]) -> PreferenceOracle:
-    factory = lookup("oracles", name)
+def _made(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
+    """An oracle or an engine by its registered name."""
+    factory = lookup(kind, name)
     try:
         return factory(**options)
     except TypeError as error:
         reason = str(error).rpartition("() ")[2]
-        raise BadInput(f"oracle {name} {reason}; see nlhf-zoo list") from None
+        raise BadInput(f"{kind[:-1]} {name} {reason}; see nlhf-zoo list") from None
 
 
 def _split(prompts: Sequence[Prompt], size: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
