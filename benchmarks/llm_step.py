@@ -31,6 +31,7 @@ from lightning.pytorch import Callback, Trainer
 from nlhf_zoo.drive import configure
 from nlhf_zoo.interfaces import Game
 from nlhf_zoo.llm import policy as language_policy
+from nlhf_zoo.llm.builtin_engine import BuiltinEngine
 from nlhf_zoo.llm.small_models import byte_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.oracles import RewardModelOracle
@@ -362,14 +363,14 @@ def run_ours(solver: str, setting: Setting, models: Models, seed: int) -> Measur
 
 def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
     """Put stop-watches around generation, judging, forward passes and the optimizer; returns what takes them off."""
-    generate, token_log_prob = language_policy.generate, language_policy.LanguagePolicy.token_log_prob
+    generate, token_log_prob = BuiltinEngine.generate, language_policy.LanguagePolicy.token_log_prob
     step, probability = torch.optim.AdamW.step, oracle.probability
     drawn: list[int] = []
 
     def generating(*args: Any, **kwargs: Any) -> Any:
         with watch.phase("generation"):
             found = generate(*args, **kwargs)
-        drawn.append(sum(int(mask.sum()) for _, mask in found))
+        drawn.append(sum(int(rollout.mask.sum()) for rollout in found))
         return found
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -387,7 +388,7 @@ def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
         with watch.phase("judging"):
             return probability(*args, **kwargs)
 
-    language_policy.generate = generating
+    BuiltinEngine.generate = generating  # type: ignore[method-assign]
     language_policy.LanguagePolicy.token_log_prob = forward  # type: ignore[method-assign]
     torch.optim.AdamW.step = stepping  # type: ignore[method-assign]
     oracle.probability = judging  # type: ignore[method-assign]
@@ -401,7 +402,7 @@ def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
     watch.on_train_batch_end = batch_ended  # type: ignore[method-assign]
 
     def restore() -> None:
-        language_policy.generate = generate
+        BuiltinEngine.generate = generate  # type: ignore[method-assign]
         language_policy.LanguagePolicy.token_log_prob = token_log_prob  # type: ignore[method-assign]
         torch.optim.AdamW.step = step  # type: ignore[method-assign]
 
