@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, Policy, Update
 from nlhf_zoo.llm.generation import Request, generate
+from nlhf_zoo.llm.host import at_work
 from nlhf_zoo.llm.scoring import score
 from nlhf_zoo.llm.tokens import (
     Decoding,
@@ -51,7 +52,7 @@ class LanguagePolicy(Policy):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parts[0][0].parameters()).device
+        return self.parts[0][0].device
 
     def encode(self, prompts: PromptBatch | Sequence[str]) -> PromptBatch:
         """Prompts as tokens on this policy's device; a `PromptBatch` passes through."""
@@ -77,15 +78,16 @@ class LanguagePolicy(Policy):
         batch = self.encode(prompts)
         if not isinstance(responses, TokenResponses):
             responses = encode_responses(responses, self.tokenizer, self.decoding, self.device)
-        return score(
-            self.parts,
-            batch.tokens,
-            batch.mask,
-            responses.tokens,
-            responses.mask,
-            temperature=self.decoding.temperature,
-            allowed=self._allowed(),
-        )
+        with at_work(network for network, _ in self.parts):
+            return score(
+                self.parts,
+                batch.tokens,
+                batch.mask,
+                responses.tokens,
+                responses.mask,
+                temperature=self.decoding.temperature,
+                allowed=self._allowed(),
+            )
 
     def table(self, prompts: PromptBatch | Sequence[str], responses: TokenResponses) -> Tensor:
         """(B, Y) log-probabilities over an enumerated response set, normalised over it."""
@@ -168,7 +170,7 @@ class CausalLMPolicy(LanguagePolicy):
 def average_into(network: nn.Module, other: nn.Module, weight: float) -> None:
     """network <- (1 - weight) network + weight other, parameters in place; buffers are copied."""
     for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
-        mine.lerp_(theirs.to(mine.dtype), weight)
+        mine.lerp_(theirs.to(mine), weight)
     for mine, theirs in zip(network.buffers(), other.buffers(), strict=True):
         mine.copy_(theirs)
 
@@ -238,18 +240,19 @@ def sample_together(
     for network, _ in modes:
         network.eval()
     try:
-        drawn = generate(
-            [Request(policy.parts) for policy in policies],
-            batch.tokens,
-            batch.mask,
-            num_samples=num_samples,
-            max_new_tokens=first.decoding.max_new_tokens,
-            stop=stop_tokens(first.parts[0][0], first.tokenizer),
-            padding=padding_id(first.tokenizer),
-            temperature=first.decoding.temperature,
-            allowed=first._allowed(),
-            generator=generator,
-        )
+        with at_work(networks.values()):
+            drawn = generate(
+                [Request(policy.parts) for policy in policies],
+                batch.tokens,
+                batch.mask,
+                num_samples=num_samples,
+                max_new_tokens=first.decoding.max_new_tokens,
+                stop=stop_tokens(first.parts[0][0], first.tokenizer),
+                padding=padding_id(first.tokenizer),
+                temperature=first.decoding.temperature,
+                allowed=first._allowed(),
+                generator=generator,
+            )
     finally:
         for network, training in modes:
             network.train(training)
