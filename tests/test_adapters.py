@@ -56,6 +56,12 @@ def separate_pool(config: TrainConfig, tokenizer: Any, decoding: Decoding) -> Ne
     return NetworkPool(student.model, reference.model.eval(), tokenizer, decoding)
 
 
+def base_model(pool: NetworkPool) -> Any:
+    student = pool.student
+    assert isinstance(student, AdapterNetwork)
+    return student.get_base_model()
+
+
 def trained(network: nn.Module) -> list[torch.Tensor]:
     return [parameter.detach() for parameter in network.parameters() if parameter.requires_grad]
 
@@ -156,7 +162,7 @@ def test_gradients_are_the_students_alone(pool: NetworkPool) -> None:
     found = []
     for recompute in (False, True):
         if recompute:
-            pool.student.get_base_model().activation_checkpointing_enable()
+            base_model(pool).activation_checkpointing_enable()
         pool.student.train(recompute)
         loss = pool.student(input_ids=tokens, use_cache=False).logits.square().mean()
         with torch.no_grad():
@@ -175,7 +181,7 @@ def test_train_mode_is_shared_and_comes_back(pool: NetworkPool) -> None:
     pool.student.train()
     pool.policy(pool.reference).sample(["a"], 2, torch.Generator().manual_seed(0))
     assert pool.student.training
-    assert pool.student.get_base_model().training
+    assert base_model(pool).training
 
 
 @pytest.mark.parametrize("steps", [3, 4])

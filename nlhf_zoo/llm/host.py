@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -86,6 +87,10 @@ class HostNetwork(nn.Module):
 
     def get_base_model(self) -> Any:
         return self.network
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights at rest."""
+        self.network.save_pretrained(path)  # type: ignore[operator]  # transformers models have it
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
