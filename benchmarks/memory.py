@@ -42,6 +42,7 @@ HELD: Mapping[str, Mapping[str, Any]] = {
     "LoRA 16": {"lora_rank": 16},
     "LoRA 16, recomputed": {"lora_rank": 16, "gradient_checkpointing": True},
     "LoRA 16, bf16, recomputed": {"lora_rank": 16, "gradient_checkpointing": True, "frozen_dtype": "bfloat16"},
+    "LoRA 16, 4 bit, recomputed": {"lora_rank": 16, "gradient_checkpointing": True, "load_in_4bit": True},
 }
 
 
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--held", nargs="*", default=list(HELD), choices=list(HELD))
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=4, help="prompts; two responses each")
+    parser.add_argument("--batch", type=int, default=2, help="prompts; two responses each")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="solver steps")
