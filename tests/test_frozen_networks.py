@@ -16,9 +16,10 @@ from nlhf_zoo.training import memory, run
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.networks import NetworkPool
 from nlhf_zoo.training.run import train
+from tests.test_adapters import aligned
 from tests.test_training import folder, settings, weights
 
-__all__ = ["folder"]  # a fixture
+__all__ = ["aligned", "folder"]  # fixtures
 
 
 def model(seed: int = 0) -> Any:
@@ -90,6 +91,7 @@ def test_the_host_keeps_what_the_student_leaves_behind(options: dict[str, Any]) 
 LITERAL = {"solver_options": {"kappa": None, "eta": None}, "inner_steps": 2}
 
 
+@pytest.mark.usefixtures("aligned")
 @pytest.mark.parametrize("changes", [{}, LITERAL, {"solver": "nash_ema"}], ids=str)
 def test_host_memory_changes_nothing(changes: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     for name, options in (("plain", {}), ("host", {"frozen_device": "cpu"})):

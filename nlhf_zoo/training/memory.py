@@ -87,10 +87,10 @@ def whole_pool(
     resident = config.frozen_device is None
 
     def spare(network: nn.Module) -> nn.Module:
-        return HostNetwork(frozen_copy(network, device="cpu"), student, dtype=dtype, resident=resident)
+        return HostNetwork(frozen_copy(network, device="cpu"), student, dtype=dtype, resident=resident).eval()
 
     reference = reference.eval()
-    held = reference if resident else HostNetwork(reference, student)
+    held = reference if resident else HostNetwork(reference, student).eval()
     return NetworkPool(student, held, tokenizer, decoding, spare=spare)
 
 

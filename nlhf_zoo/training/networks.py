@@ -169,7 +169,8 @@ class NetworkPool(nn.Module):
         return self.spares[free]
 
     def _grow(self) -> int:
-        self.spares.append(self.make_spare(self.student).requires_grad_(False).eval())
+        # Modes are its maker's affair: an adapter shares the student's.
+        self.spares.append(self.make_spare(self.student).requires_grad_(False))
         return len(self.spares) - 1
 
     def own_slots(self, state: State) -> State:
