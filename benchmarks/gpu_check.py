@@ -66,14 +66,19 @@ def llm(out: Path, steps: int) -> list[dict[str, Any]]:
     prompts = language.all_prompts()
     (out / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
     rows: list[dict[str, Any]] = []
-    for accelerator, precision in (
-        ("cpu", "32-true"),
-        ("cuda", "32-true"),
-        ("cuda", "bf16-mixed"),
-        ("cuda", "bf16-true"),
-    ):
+    runs: list[tuple[str, str, dict[str, Any]]] = [
+        ("cpu", "32-true", {}),
+        ("cuda", "32-true", {}),
+        ("cuda", "bf16-mixed", {}),
+        ("cuda", "bf16-true", {}),
+        ("cuda", "32-true", {"frozen_device": "cpu"}),
+        ("cuda", "bf16-mixed", {"frozen_dtype": "bfloat16"}),
+        ("cuda", "bf16-mixed", {"lora_rank": 16, "frozen_dtype": "bfloat16", "gradient_checkpointing": True}),
+        ("cuda", "bf16-mixed", {"lora_rank": 16, "load_in_4bit": True}),
+    ]
+    for number, (accelerator, precision, held) in enumerate(runs):
         for solver in ("nash_mp", "online_dpo"):
-            folder = out / f"{solver}_{accelerator}_{precision}"
+            folder = out / f"{solver}_{number}"
             result = train(
                 TrainConfig(
                     model=str(out / "lm"),
@@ -91,12 +96,14 @@ def llm(out: Path, steps: int) -> list[dict[str, Any]]:
                     accelerator=accelerator,
                     precision=precision,
                     logger="none",
+                    **held,
                 )
             )
             rows.append(
                 {
                     "device": accelerator,
                     "precision": precision,
+                    "held": held,
                     "solver": solver,
                     "seconds": result["seconds"],
                     "tokens_per_second": result["tokens_generated"] / result["seconds"],

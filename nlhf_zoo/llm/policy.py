@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, Policy, Update, weights_changed
+from nlhf_zoo.llm.host import at_work
 from nlhf_zoo.llm.scoring import score
 from nlhf_zoo.llm.tokens import (
     Decoding,
@@ -50,7 +51,7 @@ class LanguagePolicy(Policy):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parts[0][0].parameters()).device
+        return self.parts[0][0].device
 
     def encode(self, prompts: PromptBatch | Sequence[str]) -> PromptBatch:
         """Prompts as tokens on this policy's device; a `PromptBatch` passes through."""
@@ -76,15 +77,16 @@ class LanguagePolicy(Policy):
         batch = self.encode(prompts)
         if not isinstance(responses, TokenResponses):
             responses = encode_responses(responses, self.tokenizer, self.decoding, self.device)
-        return score(
-            self.parts,
-            batch.tokens,
-            batch.mask,
-            responses.tokens,
-            responses.mask,
-            temperature=self.decoding.temperature,
-            allowed=self._allowed(),
-        )
+        with at_work(network for network, _ in self.parts):
+            return score(
+                self.parts,
+                batch.tokens,
+                batch.mask,
+                responses.tokens,
+                responses.mask,
+                temperature=self.decoding.temperature,
+                allowed=self._allowed(),
+            )
 
     def table(self, prompts: PromptBatch | Sequence[str], responses: TokenResponses) -> Tensor:
         """(B, Y) log-probabilities over an enumerated response set, normalised over it."""
@@ -167,7 +169,7 @@ class CausalLMPolicy(LanguagePolicy):
 def average_into(network: nn.Module, other: nn.Module, weight: float) -> None:
     """network <- (1 - weight) network + weight other, parameters in place; buffers are copied."""
     for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
-        mine.lerp_(theirs.to(mine.dtype), weight)
+        mine.lerp_(theirs.to(mine), weight)
     for mine, theirs in zip(network.buffers(), other.buffers(), strict=True):
         mine.copy_(theirs)
     weights_changed(network)
@@ -238,18 +240,19 @@ def sample_together(
     for network, _ in modes:
         network.eval()
     try:
-        drawn = first.decoding.engine.generate(
-            [policy.parts for policy in policies],
-            batch.tokens,
-            batch.mask,
-            num_samples=num_samples,
-            max_new_tokens=first.decoding.max_new_tokens,
-            stop=stop_tokens(first.parts[0][0], first.tokenizer),
-            padding=padding_id(first.tokenizer),
-            temperature=first.decoding.temperature,
-            allowed=first._allowed(),
-            generator=generator,
-        )
+        with at_work(networks.values()):
+            drawn = first.decoding.engine.generate(
+                [policy.parts for policy in policies],
+                batch.tokens,
+                batch.mask,
+                num_samples=num_samples,
+                max_new_tokens=first.decoding.max_new_tokens,
+                stop=stop_tokens(first.parts[0][0], first.tokenizer),
+                padding=padding_id(first.tokenizer),
+                temperature=first.decoding.temperature,
+                allowed=first._allowed(),
+                generator=generator,
+            )
     finally:
         for network, training in modes:
             network.train(training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,19 @@ def _below(most: int) -> Any:
     def check(_: Any, field: Any, value: int) -> None:
         if value >= most:
             raise BadInput(f"{field.name} must be < {most}, got {value}")
+
+    return check
+
+
+def _names(given: str | Sequence[str]) -> Sequence[str]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _one_of(*allowed: str | None) -> Any:
+    def check(_: Any, field: Any, value: str | None) -> None:
+        if value not in allowed:
+            listed = " or ".join("null" if one is None else one for one in allowed)
+            raise BadInput(f"{field.name} must be {listed}, got {value}")
 
     return check
 
@@ -65,6 +78,15 @@ class TrainConfig:
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 leaves them alone.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
+        lora_rank: train LoRA adapters of this rank on the frozen model, which is the reference too; all that a solver
+            remembers is then an adapter. 0 trains every weight.
+        lora_alpha: an adapter counts lora_alpha / lora_rank times.
+        lora_targets: last parts of the names of layers that get adapters ("q_proj", ...); all linear ones but the
+            head, unless given.
+        load_in_4bit: the frozen model in 4 bit (QLoRA); needs lora_rank, bitsandbytes, and for speed a GPU.
+        frozen_dtype: "bfloat16" holds in it what is not trained, the reference and the copies a solver remembers
+            (with lora_rank, the model under the adapters); averages still add up in float32, in the host's memory.
+        frozen_device: "cpu" keeps these in the host's memory and on the accelerator only while they work.
         accelerator: "auto", "cpu", "cuda", ...; as Lightning's.
         devices: how many, or "auto".
         strategy: as Lightning's: "auto", "ddp", ...
@@ -114,6 +136,12 @@ class TrainConfig:
     weight_decay: float = attrs.field(default=0.0, converter=float, validator=_at_least(0))
     max_grad_norm: float = attrs.field(default=1.0, converter=float, validator=_at_least(0))
     gradient_checkpointing: bool = False
+    lora_rank: int = attrs.field(default=0, validator=_at_least(0))
+    lora_alpha: float = attrs.field(default=32.0, converter=float, validator=_at_least(0, strictly=True))
+    lora_targets: Sequence[str] = attrs.field(default=(), converter=_names)
+    load_in_4bit: bool = False
+    frozen_dtype: str | None = attrs.field(default=None, validator=_one_of(None, "bfloat16"))
+    frozen_device: str | None = attrs.field(default=None, validator=_one_of(None, "cpu"))
     accelerator: str = "auto"
     devices: int | str = 1
     strategy: str = "auto"

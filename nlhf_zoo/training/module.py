@@ -154,10 +154,6 @@ class NashTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # The reference is reloaded from where it came from; its weights are never trained.
-        weights = checkpoint["state_dict"]
-        for key in [key for key in weights if key.startswith("pool.reference.")]:
-            del weights[key]
         checkpoint["nlhf_zoo"] = {
             **self.pool.describe(self.state),
             "solver": self.solver.name,
@@ -183,12 +179,10 @@ class NashTraining(LightningModule):
         self._queries = QueryCount(*saved["queries"])
         self.update, self.inner_done = None, saved["inner_done"]
         self.tokens_generated, self.seconds_before = saved["tokens_generated"], saved["seconds"]
-        for key, value in self.pool.reference.state_dict().items():
-            checkpoint["state_dict"][f"pool.reference.{key}"] = value
 
     def _dropout_off(self) -> None:
-        """Rates to zero on the student: gradient checkpointing needs train mode, and dropout is not wanted in it."""
-        for module in self.pool.student.modules():
+        """Rates to zero: gradient checkpointing needs train mode, and dropout is not wanted in it."""
+        for module in self.pool.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
             # Attention and some feed-forward layers keep a rate, and apply it as a function.

@@ -7,8 +7,7 @@ the pool can ask beforehand which policies outlive an update.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,8 +15,9 @@ import torch
 from torch import nn
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update, weights_changed
+from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update
 from nlhf_zoo.llm import Decoding, GeometricMixture, LanguagePolicy
+from nlhf_zoo.llm.host import copy_weights, frozen_copy
 from nlhf_zoo.llm.policy import average_into
 
 if TYPE_CHECKING:
@@ -78,7 +78,11 @@ class NetworkPool(nn.Module):
         student: the network that trains.
         reference: frozen, and never written.
         spares: frozen copies, made when first needed and used again.
+        base: a model that student, reference and spares are adapters of; `None` where each is a model.
+        make_spare: makes a frozen network of the student's shape, with the weights of the one it is given.
     """
+
+    make_spare: Callable[[nn.Module], nn.Module]
 
     def __init__(
         self,
@@ -86,13 +90,25 @@ class NetworkPool(nn.Module):
         reference: nn.Module,
         tokenizer: PreTrainedTokenizerBase | None,
         decoding: Decoding,
+        *,
+        spare: Callable[[nn.Module], nn.Module] = frozen_copy,
+        base: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.reference = reference.requires_grad_(False)
         self.spares = nn.ModuleList()
-        self._tokenizer, self._decoding = tokenizer, decoding
+        self.base = base
+        self._tokenizer, self._decoding, self.make_spare = tokenizer, decoding, spare
         self._busy: set[int] = set()
+        # These are loaded again from where they came from: a checkpoint holds what training makes, and no more.
+        self.register_state_dict_post_hook(_without_fixed)
+        self.register_load_state_dict_post_hook(_fixed_are_not_missed)
+
+    def fixed_names(self) -> set[str]:
+        """Names in the state dict of weights that training never changes: the reference's and the base's."""
+        parts = {"reference": self.reference, **({} if self.base is None else {"base": self.base})}
+        return {f"{part}.{name}" for part, module in parts.items() for name in module.state_dict()}
 
     def policy(self, network: nn.Module | None = None) -> SlotPolicy:
         """A new value that stands for the weights a network (the student, unless given) holds now."""
@@ -153,10 +169,8 @@ class NetworkPool(nn.Module):
         return self.spares[free]
 
     def _grow(self) -> int:
-        spare = copy.deepcopy(self.student).requires_grad_(False)
-        for parameter in spare.parameters():
-            parameter.grad = None
-        self.spares.append(spare.eval())
+        # Modes are its maker's affair: an adapter shares the student's.
+        self.spares.append(self.make_spare(self.student).requires_grad_(False))
         return len(self.spares) - 1
 
     def own_slots(self, state: State) -> State:
@@ -190,14 +204,14 @@ class NetworkPool(nn.Module):
         return {name: places[place] for name, place in described["slots"].items()}
 
 
-@torch.no_grad()
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Parameters and buffers of one network into another of the same shape, in place."""
-    for theirs, mine in zip(source.parameters(), target.parameters(), strict=True):
-        mine.copy_(theirs)
-    for theirs, mine in zip(source.buffers(), target.buffers(), strict=True):
-        mine.copy_(theirs)
-    weights_changed(target)
+def _without_fixed(pool: NetworkPool, weights: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in pool.fixed_names():
+        weights.pop(prefix + name, None)
+
+
+def _fixed_are_not_missed(pool: NetworkPool, keys: Any) -> None:
+    fixed = tuple(pool.fixed_names())
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(fixed)]
 
 
 def models_held(solver: Solver, game: Game, inner_steps: int, steps: int = 3) -> int:

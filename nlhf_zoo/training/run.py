@@ -21,15 +21,16 @@ from nlhf_zoo.data.prompts import Prompt, read_prompts, render_prompts
 from nlhf_zoo.drive import configure
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, PreferenceOracle, Solver
-from nlhf_zoo.llm.folders import save_folder
-from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
+from nlhf_zoo.llm.loading import load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.oracles.audit import audit
 from nlhf_zoo.registry import Kind, lookup
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.evaluation import Answers, answer, report
+from nlhf_zoo.training.export import save_policy
+from nlhf_zoo.training.memory import load_pool
 from nlhf_zoo.training.module import NashTraining
-from nlhf_zoo.training.networks import NetworkPool, models_held
+from nlhf_zoo.training.networks import models_held
 from nlhf_zoo.training.quiet import quiet_lightning
 from nlhf_zoo.training.stream import PromptData, PromptText
 
@@ -169,15 +170,9 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     if config.eval_oracle is not None:
         oracles["held_out"] = _made("oracles", config.eval_oracle, config.eval_oracle_options)
     engine = _made("engines", config.engine, config.engine_options)
-    student, reference = (
-        load_causal_lm(path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
-        for path in (config.model, config.reference or config.model)
-    )
-    if config.gradient_checkpointing:
-        student.activation_checkpointing_enable()
     decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature, engine=engine)
-    pool = NetworkPool(student, reference.eval(), tokenizer, decoding)
-    game = Game(oracles["training"], pool.policy(reference), config.beta)
+    pool = load_pool(config, tokenizer, decoding)
+    game = Game(oracles["training"], pool.policy(pool.reference), config.beta)
     held = _texts(held_out, tokenizer, config)
     module = NashTraining(pool, solver, game, config)
     trainer = _trainer(config, checkpoint, [_Evaluate(config, oracles, held)])
@@ -338,8 +333,7 @@ def _evaluate(
 
 def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
     # The policy first: whatever becomes of the evaluation, the training is not lost.
-    policy = module.current
-    save_folder(out / "policy", policy.network, policy.tokenizer, {})
+    saved = save_policy(out, module.current, trust_remote_code=run.config.trust_remote_code)
     figures, mine, theirs = _evaluate(run.config, run.oracles, run.held_out, module)
     if run.config.show_samples:
         rows = [
@@ -351,7 +345,7 @@ def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
     return {
         **figures,
         "audit": json.loads(audited.read_text()) if audited.exists() else None,
-        "policy": str(out / "policy"),
+        **saved,
     }
 
 
