@@ -54,8 +54,15 @@ def number(value: float | int | None, digits: int = 3) -> str:
     return f"{mantissa.replace('-', '−')} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
 
-def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any] | Mapping[str, Any]]) -> str:
+def table(
+    caption: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any] | Mapping[str, Any]],
+    groups: Sequence[str] | None = None,
+) -> str:
     """A table with a caption, whose columns sort by a button in each heading; numbers keep their full value.
+
+    `groups` names the group of each row, with which the page hides it.
 
     Raises:
         BadInput: a row has another length than the heading, or misses a column.
@@ -64,7 +71,11 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any] | M
         raise BadInput(f"table {caption!r} has no columns; name at least one")
     cells = [_values(caption, columns, row, at) for at, row in enumerate(rows)]
     head = "".join(_heading(column, [row[at] for row in cells], at) for at, column in enumerate(columns))
-    body = "".join(f"<tr>{''.join(_cell(value, at) for at, value in enumerate(row))}</tr>" for row in cells)
+    marks = [f' data-group="{escape(group)}"' for group in groups] if groups is not None else [""] * len(cells)
+    body = "".join(
+        f"<tr{mark}>{''.join(_cell(value, at) for at, value in enumerate(row))}</tr>"
+        for mark, row in zip(marks, cells, strict=True)
+    )
     empty = "" if cells else f'<tr><td colspan="{len(columns)}">No rows.</td></tr>'
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
