@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+import attrs
+
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["escape", "number", "redact", "table"]
+__all__ = ["Span", "escape", "number", "redact", "table"]
 
 _CONTROL = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {127: "\u2421"}
 _CONTROL |= dict.fromkeys(range(128, 160), "\ufffd")
@@ -24,6 +26,15 @@ _SECRETS = (
     (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), r"\1•••@"),
     (re.compile(r"(\bbearer\s+)\S+", re.IGNORECASE), r"\1•••"),
 )
+
+
+@attrs.frozen
+class Span:
+    """A table's cell: a number, by which the column sorts, and between what it lies."""
+
+    value: float
+    low: float
+    high: float
 
 
 def escape(text: object) -> str:
@@ -95,7 +106,7 @@ def _values(caption: str, columns: Sequence[str], row: Sequence[Any] | Mapping[s
 
 
 def _heading(column: str, values: Sequence[Any], at: int) -> str:
-    side = ' class="right"' if at > 0 and any(_is_number(value) for value in values) else ""
+    side = ' class="right"' if at > 0 and any(_is_number(value) or isinstance(value, Span) for value in values) else ""
     arrow = '<span class="arrow" aria-hidden="true"></span>'
     button = f'<button type="button" class="sort">{escape(column)}{arrow}</button>'
     return f'<th scope="col" aria-sort="none"{side}>{button}</th>'
@@ -103,6 +114,9 @@ def _heading(column: str, values: Sequence[Any], at: int) -> str:
 
 def _cell(value: Any, at: int) -> str:
     tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
+    if isinstance(value, Span):
+        ends = f"<small>{number(value.low)} to {number(value.high)}</small>"
+        return _cell(value.value, at).replace(f"</{tag}>", f"{ends}</{tag}>")
     if value is None or (_is_number(value) and math.isnan(value)):
         return f'<{tag}{scope} class="none">–</{tag}>'
     if not _is_number(value):

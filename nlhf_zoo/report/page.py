@@ -171,11 +171,12 @@ class Report:
     def add_win_rates(
         self, rows: Sequence[Mapping[str, Any]], title: str = "Win rates against the reference", note: str = ""
     ) -> Report:
-        """Points with their 95 % Wilson intervals, and a line at one half.
+        """Points with their 95 % intervals, and a line at one half.
 
         Args:
-            rows: one a policy (and judge): policy, wins in [0, comparisons] (a sum of probabilities may
-                stand for a count), comparisons, and perhaps judge.
+            rows: one a policy (and judge): policy, comparisons, perhaps judge, and either wins in
+                [0, comparisons] (a sum of probabilities may stand for a count), whose Wilson interval is
+                drawn, or rate, low and high.
             title: heading of the section.
             note: a paragraph below it.
 
@@ -184,30 +185,13 @@ class Report:
         """
         if not rows:
             raise BadInput(f"no win rates were given for {title!r}; give one row a policy")
-        points = []
-        for at, row in enumerate(rows):
-            for name in ("policy", "wins", "comparisons"):
-                if name not in row:
-                    raise BadInput(f"win rate row {at} has no {name!r}")
-            low, high = wilson_interval(float(row["wins"]), int(row["comparisons"]))
-            judge = str(row.get("judge", ""))
-            points.append(
-                {
-                    "policy": str(row["policy"]),
-                    "judge": judge,
-                    "label": f"{row['policy']} · {judge}" if judge else str(row["policy"]),
-                    "rate": float(row["wins"]) / int(row["comparisons"]),
-                    "low": low,
-                    "high": high,
-                    "comparisons": int(row["comparisons"]),
-                }
-            )
+        points = [_win_rate(row, at) for at, row in enumerate(rows)]
         judged = ["Judge"] if any(point["judge"] for point in points) else []
         columns = ["Policy", *judged, "Win rate", "Lower", "Upper", "Comparisons"]
         keys = {"Policy": "policy", "Judge": "judge", "Win rate": "rate", "Lower": "low", "Upper": "high"}
         cells = [[point[keys.get(column, "comparisons")] for column in columns] for point in points]
         figure = self._figure(title, figures.win_rates(self.palette, points), words.win_rates(points))
-        return self._section(title, note, figure, table("Win rates with 95 % Wilson intervals", columns, cells))
+        return self._section(title, note, figure, table("Win rates with 95 % intervals", columns, cells))
 
     def add_matrix(
         self,
@@ -217,6 +201,7 @@ class Report:
         title: str = "Preference matrix",
         note: str = "",
         intervals: Sequence[Sequence[tuple[float, float]]] | None = None,
+        weights: str = "equilibrium",
     ) -> Report:
         """A heat map of P(row beats column), ordered by the equilibrium where one is given, its cycles marked.
 
@@ -227,6 +212,7 @@ class Report:
             title: heading of the section.
             note: a paragraph below it.
             intervals: (Y, Y) pairs, the 95 % interval of each value.
+            weights: what `equilibrium` is called.
 
         Raises:
             BadInput: the lengths differ, there is nothing, or a value is outside [0, 1].
@@ -248,7 +234,12 @@ class Report:
         ends = [[intervals[row][column] for column in shown] for row in shown] if intervals is not None else None
         cycles = three_cycles(picked, among=range(support) if support else None)
         summary = words.matrix(
-            names, picked, ordered=equilibrium is not None, omitted=size - len(shown), cycles=cycles, support=support
+            names,
+            picked,
+            ordered=weights if equilibrium is not None else "",
+            omitted=size - len(shown),
+            cycles=cycles,
+            support=support,
         )
         figure = figures.matrix(names, picked, intervals=ends, cycles=cycles.clearest, support=support)
         block = self._figure(title, figure, summary)
@@ -448,3 +439,25 @@ def _matrix_numbers(
         rows = [[names[i], names[j], values[i][j], *ends[i][j]] for i, j in pairs]
         inner = table("Win rates with 95 % intervals", ["Row", "Column", "Win rate", "Lower", "Upper"], rows)
     return f"<details><summary>The same in numbers</summary>{inner}</details>"
+
+
+def _win_rate(row: Mapping[str, Any], at: int) -> dict[str, Any]:
+    known = ("rate", "low", "high") if "rate" in row else ("wins",)
+    for name in ("policy", "comparisons", *known):
+        if name not in row:
+            raise BadInput(f"win rate row {at} has no {name!r}")
+    policy, judge, comparisons = str(row["policy"]), str(row.get("judge", "")), int(row["comparisons"])
+    if "rate" in row:
+        rate, low, high = (float(row[name]) for name in known)
+    else:
+        rate, (low, high) = float(row["wins"]) / comparisons, wilson_interval(float(row["wins"]), comparisons)
+    label = f"{policy} · {judge}" if judge else policy
+    return {
+        "policy": policy,
+        "judge": judge,
+        "label": label,
+        "rate": rate,
+        "low": low,
+        "high": high,
+        "comparisons": comparisons,
+    }

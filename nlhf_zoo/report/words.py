@@ -159,13 +159,13 @@ def win_rates(points: Sequence[Mapping[str, Any]]) -> str:
         if point["low"] > 0.5 or point["high"] < 0.5:
             side = "above one half" if point["low"] > 0.5 else "below one half"
         parts.append(f"{point['label']} {point['rate']:.1%} ({point['low']:.1%} to {point['high']:.1%}, {side})")
-    return f"Bars are 95 % Wilson intervals, the dotted line is one half. {'; '.join(parts)}."
+    return f"Bars are 95 % intervals, the dotted line is one half. {'; '.join(parts)}."
 
 
 def matrix(
     labels: Sequence[str],
     values: Sequence[Sequence[float]],
-    ordered: bool,
+    ordered: str,
     omitted: int,
     cycles: Cycles,
     support: int = 0,
@@ -173,7 +173,7 @@ def matrix(
     size = len(labels)
     beaten = [sum(1 for other, value in enumerate(row) if other != at and value > 0.5) for at, row in enumerate(values)]
     top = max(range(size), key=lambda at: beaten[at])
-    order = " Ordered by the equilibrium, its likeliest response first." if ordered else ""
+    order = f" Ordered by the {ordered}, its likeliest first." if ordered else ""
     if 0 < support < size:
         order += f" The dotted lines end the {support:,} that it plays with at least 0.1 %."
     rest = f" {omitted:,} less likely responses are left out." if omitted else ""
