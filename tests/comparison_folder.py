@@ -159,8 +159,9 @@ def _summary(
         table.append(
             {
                 "solver": solver, "entry": solver, "name": name, "options": dict(options), "runs": len(seeds),
-                "failed": 0, "errors": [], "queries": queries, "tokens": 0, "seconds": gaps[-1]["seconds"], "final": final,
-                "queries_to": to, "rank": {"mean": 1.0 + at, "low": 1.0 + at / 2, "high": 2.0 + at}, "best": at == 0,
+                "failed": 0, "errors": [], "queries": queries, "tokens": 0, "seconds": gaps[-1]["seconds"],
+                "final": final, "queries_to": to, "best": at == 0,
+                "rank": {"mean": 1.0 + at, "low": 1.0 + at / 2, "high": 2.0 + at},
                 "bounds": {"points": 0, "broken": 0},
             }
         )  # fmt: skip

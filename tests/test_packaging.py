@@ -17,7 +17,7 @@ import nlhf_zoo
 from nlhf_zoo import interfaces
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "lightning", "datasets", "scipy", "plotly", "pyarrow", "pandas")
+HEAVY = ("torch", "transformers", "lightning", "datasets", "scipy", "pyarrow", "pandas")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 

@@ -144,7 +144,7 @@ def test_page_loads_nothing():
 
 
 def test_plotly_is_there_once():
-    assert full().html().count("plotly.js v") == 1
+    assert full().html().count("* plotly.js (cartesian") == 1
 
 
 def test_nasty_text_makes_no_element():

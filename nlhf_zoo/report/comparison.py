@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from nlhf_zoo.report import convergence
-from nlhf_zoo.report.convergence import Claim, Measured
-from nlhf_zoo.report.markup import Span, number
+from nlhf_zoo.report.convergence import Claim, Curve, Measured
+from nlhf_zoo.report.markup import number, redact
 from nlhf_zoo.report.page import Report
 from nlhf_zoo.report.reading import Comparison, PlayedGame, read_comparison
-from nlhf_zoo.report.standings import counts, standings, verdicts
+from nlhf_zoo.report.standings import counts, ends, final_table, name_of, overall_table, verdicts
 
 __all__ = ["compose", "measured", "write_comparison"]
 
@@ -47,6 +47,8 @@ def compose(comparison: Comparison) -> Report:
     """The page, not yet written."""
     report = Report(_title(comparison), _lead(comparison))
     report.palette.introduce(comparison.names)
+    for policy, solver in _trained_by(comparison).items():
+        report.palette.share(policy, solver)
     for text, sign in verdicts(comparison):
         report.add_verdict(text, sign)
     _add_standings(report, comparison)
@@ -55,10 +57,22 @@ def compose(comparison: Comparison) -> Report:
     for at, game in enumerate(comparison.games):
         folded = at > 0 and len(comparison.games) > _OPEN_GAMES
         with report.chapter(game.label, _about(game), "Show the figures of this game" if folded else ""):
-            _add_game(report, game, points)
+            _add_game(report, game, points, alone=len(comparison.games) == 1)
     _add_tuning(report, comparison)
     _add_origin(report, comparison)
     return report
+
+
+def _trained_by(comparison: Comparison) -> dict[str, str]:
+    """Policies of language models, "nash_mp eta=0.1, seed 0", to the solver that trained each."""
+    labels = {row["solver"]: name_of(row) for game in comparison.games for row in ends(game)}
+    policies = dict.fromkeys(row["row"] for game in comparison.games for row in game.win_rates)
+    return {
+        policy: labels[solver]
+        for policy in policies
+        for solver in sorted(labels, key=len)
+        if policy == solver or policy.startswith(f"{solver},")
+    }
 
 
 def _title(comparison: Comparison) -> str:
@@ -94,24 +108,21 @@ def _about(game: PlayedGame) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
+_HOW_TO_READ = (
+    "Medians over seeds, below them the quartiles; ranks are means with a 95 % bootstrap interval. A click on a heading"
+    " sorts by it."
+)
+
+
 def _add_standings(report: Report, comparison: Comparison) -> None:
-    columns, rows, groups = standings(comparison)
-    note = (
-        "Medians over seeds, below them the quartiles; ranks are means with a 95 % bootstrap interval."
-        " A heading sorts its column."
-    )
-    ranks = (comparison.summary.get("overall") or {}).get("ranks") or {}
-    if len(comparison.games) < 2 or not ranks:
-        report.add_table("Who stands where", columns, rows, "Where each solver ended", note, groups)
-        return
-    with report.chapter("Who stands where", note):
-        overall = [[name, Span(rank["mean"], rank["low"], rank["high"])] for name, rank in ranks.items()]
-        overall.sort(key=lambda row: row[1].value)
-        report.add_table("Over all games", ["Solver", "Mean rank"], overall, "Mean rank over games and seeds")
-        report.add_table("Game by game", columns, rows, "Where each solver ended", groups=groups)
+    if len(comparison.games) > 1:
+        report.add_table("Who stands where", *overall_table(comparison), note=_HOW_TO_READ, keyed=True)
 
 
-def _add_game(report: Report, game: PlayedGame, points: int) -> None:
+def _add_game(report: Report, game: PlayedGame, points: int, alone: bool) -> None:
+    columns, rows, solvers = final_table(game)
+    note = _HOW_TO_READ if alone else ""
+    report.add_table("Where each solver ended", columns, rows, solvers, note=note, keyed=alone)
     found = {metric: measured(game, metric, points) for metric in convergence.METRICS}
     if any(one.curves for one in found.values()):
         report.add_measured(found, ends=False)
@@ -129,28 +140,31 @@ def _add_game(report: Report, game: PlayedGame, points: int) -> None:
 
 def measured(game: PlayedGame, metric: str, points: int = convergence.POINTS) -> Measured:
     """Curves of a metric, the bounds that were claimed of it, and how the two compare at every measurement."""
-    curves, claims, checks = [], [], []
-    for solver, runs in game.runs.get(metric, {}).items():
-        curves.append(convergence.curve(solver, [run[:, :5] for run in runs], points))
-        rows = np.concatenate(runs)
-        rows = rows[np.isfinite(rows[:, 5])]
-        if len(rows):
-            checks.append(convergence.checked(solver, rows[:, 4], rows[:, 5]))
-            # Where a bound depends on the start, the loosest of the seeds is drawn; each is checked against its own.
-            steps, at = np.unique(rows[:, 0], return_inverse=True)
-            loosest = np.full(len(steps), -np.inf)
-            np.maximum.at(loosest, at, rows[:, 5])
-            claim = Claim(solver, tuple(int(step) for step in steps), tuple(loosest.tolist()))
-            claims.append(claim.thinned(points))
-    return Measured(curves, claims, checks)
+    claimed = game.claimed(metric)
+    return Measured(
+        curves=_curves(game, metric, points),
+        claims=[_claim(solver, rows).thinned(points) for solver, rows in claimed.items()],
+        checks=[convergence.checked(solver, rows[:, 4], rows[:, 5]) for solver, rows in claimed.items()],
+    )
+
+
+def _curves(game: PlayedGame, metric: str, points: int) -> list[Curve]:
+    found = game.runs.get(metric, {})
+    return [convergence.curve(solver, [run[:, :5] for run in runs], points) for solver, runs in found.items()]
+
+
+def _claim(solver: str, rows: np.ndarray) -> Claim:
+    """Where a bound depends on the start, the loosest of the seeds is drawn; each is checked against its own."""
+    steps, at = np.unique(rows[:, 0], return_inverse=True)
+    loosest = np.full(len(steps), -np.inf)
+    np.maximum.at(loosest, at, rows[:, 5])
+    return Claim(solver, tuple(int(step) for step in steps), tuple(loosest.tolist()))
 
 
 def _medians(game: PlayedGame, metric: str, points: int) -> list[dict[str, Any]]:
-    made = [convergence.curve(solver, [run[:, :5] for run in runs], points)
-            for solver, runs in game.runs.get(metric, {}).items()]  # fmt: skip
     return [
         {"solver": curve.solver, "step": step, "value": value}
-        for curve in made
+        for curve in _curves(game, metric, points)
         for step, value in zip(curve.steps, curve.median, strict=True)
     ]
 
@@ -235,9 +249,9 @@ def _add_tuning(report: Report, comparison: Comparison) -> None:
                 row = [_options(tried["options"]), chosen, tried["score"], len(tuning["seeds"]), tuning["queries"]]
                 rows.append([game.label, entry, *row])
     if rows:
-        columns = ["Game", "Solver", "Tried", "", "Score", "Seeds", "Queries in all"]
+        columns = ["Game", "Solver", "Tried", "Choice", "Score", "Seeds", "Queries in all"]
         note = "Tuning runs have seeds of their own, and every solver that is tuned may spend the same."
-        report.add_table("Tuning", columns, rows, "What was tried, and what was chosen", note)
+        report.add_table("Tuning", columns, rows, caption="What was tried, and what was chosen", note=note)
 
 
 def _options(options: Mapping[str, Any]) -> str:
@@ -249,12 +263,10 @@ def _add_origin(report: Report, comparison: Comparison) -> None:
     command = comparison.summary.get("command") or comparison.environment.get("command")
     if command:
         report.add_command(str(command), title="How to do it again")
-    settings = [["settings", *pair] for pair in _flat(comparison.config)]
-    ran = [["ran on", *pair] for pair in _flat(comparison.environment) if pair[0] != "command"]
-    if settings or ran:
-        report.add_table(
-            "Environment and settings", ["", "Name", "Value"], [*ran, *settings], "Environment and settings"
-        )
+    for title, values in (("Environment", comparison.environment), ("Settings", comparison.config)):
+        rows = [pair for pair in _flat(values) if pair[0] != "command"]
+        if rows:
+            report.add_table(title, ["Name", "Value"], rows)
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
@@ -264,5 +276,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             pairs += _flat(value, f"{above}{name}.")
         else:
-            pairs.append((f"{above}{name}", value if isinstance(value, str) else json.dumps(value, default=str)))
+            text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+            # Blotted out by name, as on a command line.
+            pairs.append((f"{above}{name}", redact(f"{name}={text}").partition("=")[2]))
     return pairs

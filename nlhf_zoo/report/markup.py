@@ -13,7 +13,7 @@ import attrs
 
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["Span", "escape", "number", "redact", "table"]
+__all__ = ["Span", "escape", "number", "power", "redact", "table"]
 
 _CONTROL = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {127: "\u2421"}
 _CONTROL |= dict.fromkeys(range(128, 160), "\ufffd")
@@ -28,13 +28,19 @@ _SECRETS = (
 )
 
 
+def power(value: float) -> str:
+    """A power of ten as people write it: 10⁻⁴ for 1e-4; any other number as `number` does."""
+    mantissa, exponent = f"{value:.12e}".split("e")
+    return f"10{str(int(exponent)).translate(_SUPERSCRIPT)}" if float(mantissa) == 1 else number(value)
+
+
 @attrs.frozen
 class Span:
     """A table's cell: a number, by which the column sorts, and between what it lies."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def escape(text: object) -> str:
@@ -115,6 +121,8 @@ def _heading(column: str, values: Sequence[Any], at: int) -> str:
 def _cell(value: Any, at: int) -> str:
     tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
     if isinstance(value, Span):
+        if value.low == value.high:
+            return _cell(value.value, at)
         ends = f"<small>{number(value.low)} to {number(value.high)}</small>"
         return _cell(value.value, at).replace(f"</{tag}>", f"{ends}</{tag}>")
     if value is None or (_is_number(value) and math.isnan(value)):

@@ -303,19 +303,27 @@ class Report:
         title: str,
         columns: Sequence[str],
         rows: Sequence[Sequence[Any] | Mapping[str, Any]],
+        groups: Sequence[str] | None = None,
         caption: str = "",
         note: str = "",
-        groups: Sequence[str] | None = None,
+        keyed: bool = False,
     ) -> Report:
         """A sortable table; cells are numbers, texts or None.
 
-        Where `groups` names the solver of each row, there is a key above it whose entries hide the rows.
+        Args:
+            title: heading of the section.
+            columns: headings.
+            rows: one value a column.
+            groups: the solver of each row, with whom it is hidden.
+            caption: of the table, where it says more than the title.
+            note: a paragraph below the heading.
+            keyed: whether there is a key above, whose entries hide solvers.
 
         Raises:
             BadInput: a row does not fit the columns.
         """
         made = table(caption or title, columns, rows, groups)
-        if groups is not None:
+        if groups is not None and keyed:
             made = f"<div data-controls>{controls(key(self.palette, list(dict.fromkeys(groups))))}{made}</div>"
         return self._section(title, note, made)
 

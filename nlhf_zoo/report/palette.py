@@ -68,6 +68,11 @@ class Palette:
         for label in labels:
             _ = self[label]
 
+    def share(self, name: str, other: str) -> None:
+        """Let `name` be drawn as `other` is."""
+        _ = self[other]
+        self._taken.setdefault(name, self._taken[other])
+
     def _free(self, name: str) -> int:
         # Chosen by name first, so that a third-party solver tends to look the same in different reports.
         start = zlib.crc32(name.encode("utf-8", "replace")) % 3

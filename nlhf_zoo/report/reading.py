@@ -25,7 +25,8 @@ class PlayedGame:
 
     Attributes:
         label: what it is called.
-        runs: what was measured, tuning left out.
+        runs: what was measured, tuning left out; a solver is called as it was entered, "nash_mp tuned", whichever
+            hyperparameters this game's tuning chose.
         matrix: (Y, Y) P(row beats column), `None` where it is not written out.
         labels: Y names.
         equilibrium: (Y,) probabilities, `None` where it is not known.
@@ -43,6 +44,15 @@ class PlayedGame:
     win_rates: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[Mapping[str, Any]] = ()
 
+    def claimed(self, metric: str) -> dict[str, np.ndarray]:
+        """Solver to its (n, 6) measurements that a bound is claimed of, all seeds, columns as in `Runs`.
+
+        Those of step 0 are left out: a bound begins at what was measured there.
+        """
+        every = {solver: np.concatenate(runs) for solver, runs in self.runs.get(metric, {}).items()}
+        kept = {solver: rows[np.isfinite(rows[:, 5]) & (rows[:, 0] > 0)] for solver, rows in every.items()}
+        return {solver: rows for solver, rows in kept.items() if len(rows)}
+
 
 @attrs.frozen(eq=False)
 class Comparison:
@@ -50,7 +60,7 @@ class Comparison:
 
     Attributes:
         games: in the order in which they were measured.
-        names: label of each solver to its registered name.
+        names: what each solver is called to its registered name.
         summary: summary.json, empty where it is missing.
         config: config.yaml, the same.
         environment: environment.json, the same.
@@ -81,23 +91,39 @@ def read_comparison(folder: Path) -> Comparison:
     boards = {label: board for path in sorted((folder / "games").glob("*.npz")) for label, board in [_board(path)]}
     rates, samples = _rows(folder / "win_rates.parquet"), _lines(folder / "samples.jsonl")
     told: Mapping[str, Any] = summary.get("games") or {}
+    entries = {game: _entries(told[game]) for game in told}
+    games = dict.fromkeys([*columns["game"].tolist(), *told])
+    reported = columns["role"] == "run"
+    triples = zip(*(columns[name][reported].tolist() for name in ("game", "solver", "name")), strict=True)
     return Comparison(
         games=[
             PlayedGame(
                 label=game,
-                runs=runs.get(game, {}),
+                runs=_renamed(runs.get(game, {}), entries.get(game, {})),
                 summary=told.get(game) or {},
                 win_rates=[row for row in rates if row.get("game", game) == game],
                 samples=[row for row in samples if row.get("game", game) == game],
                 **boards.get(game, {}),
             )
-            for game in dict.fromkeys([*columns["game"].tolist(), *told])
+            for game in games
         ],
-        names=dict(zip(columns["solver"].tolist(), columns["name"].tolist(), strict=True)),
+        names={str(entries.get(game, {}).get(solver, solver)): name for game, solver, name in dict.fromkeys(triples)},
         summary=summary,
         config=_yaml(folder / "config.yaml"),
         environment=_json(folder / "environment.json"),
     )
+
+
+def _entries(told: Mapping[str, Any]) -> dict[str, str]:
+    """Label of a solver with its hyperparameters to how it was entered, in a game's summary."""
+    return {row["solver"]: row.get("entry", row["solver"]) for row in told.get("table") or ()}
+
+
+def _renamed(runs: Runs, entries: Mapping[str, str]) -> Runs:
+    return {
+        metric: {entries.get(solver, solver): seeds for solver, seeds in found.items()}
+        for metric, found in runs.items()
+    }
 
 
 _SPENT = ("step", "queries", "tokens", "seconds", "value", "bound")

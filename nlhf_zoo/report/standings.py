@@ -7,11 +7,11 @@ from statistics import quantiles
 from typing import Any
 
 from nlhf_zoo.report.convergence import METRICS, checked
-from nlhf_zoo.report.markup import Span, number
+from nlhf_zoo.report.markup import Span, number, power
 from nlhf_zoo.report.reading import Comparison, PlayedGame
 from nlhf_zoo.report.template import Sign
 
-__all__ = ["counts", "ends", "standings", "verdicts"]
+__all__ = ["counts", "ends", "final_table", "name_of", "overall_table", "verdicts"]
 
 _HEADINGS: Mapping[str, str] = {
     "duality_gap": "Duality gap",
@@ -63,30 +63,60 @@ def _quartiles(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def standings(comparison: Comparison) -> tuple[list[str], list[list[Any]], list[str]]:
-    """Headings, rows and the solver of each row of the final table; columns that nobody fills are left out."""
-    found = [(game, row) for game in comparison.games for row in ends(game)]
-    metrics = [metric for metric in _HEADINGS if any(metric in row["final"] for _, row in found)]
-    targets = list(dict.fromkeys(target for _, row in found for target in row.get("queries_to") or {}))
+def final_table(game: PlayedGame) -> tuple[list[str], list[list[Any]], list[str]]:
+    """Headings, rows and the solver of each row; columns that nobody fills are left out."""
+    found = ends(game)
+    metrics = [metric for metric in _HEADINGS if any(metric in row["final"] for row in found)]
+    # Targets that are nearly reached at the start say little.
+    targets = dict.fromkeys(key for row in found for key in row.get("queries_to") or {} if float(key) <= 1e-2)
+    options = [_options(row.get("options") or {}) for row in found]
     columns: dict[str, list[Any]] = {
-        "Solver": [row["solver"] for _, row in found],
-        "Game": [game.label for game, _ in found] if len(comparison.games) > 1 else [],
-        "Verdict": ["among the best" if row.get("best") else None for _, row in found],
-        "Mean rank": [_rank(row) for _, row in found],
-        **{_HEADINGS[metric]: [_final(row, metric) for _, row in found] for metric in metrics},
+        "Solver": [name_of(row) for row in found],
+        "Hyperparameters": options if any(options) else [],
+        "Mean rank": [_rank(row) for row in found],
+        "Verdict": ["among the best" if row.get("best") else "" for row in found]
+        if any("best" in row for row in found)
+        else [],
+        **{_HEADINGS[metric]: [_final(row, metric) for row in found] for metric in metrics},
         **{
-            f"Queries to gap {target}": [row.get("queries_to", {}).get(target) for _, row in found]
-            for target in targets
+            f"Queries to gap {power(float(key))}": [row.get("queries_to", {}).get(key) for row in found]
+            for key in targets
         },
-        "Queries": [row.get("queries") for _, row in found],
-        "Tokens": [row.get("tokens") or None for _, row in found],
-        "Seconds": [row.get("seconds") for _, row in found],
-        "Runs": [row.get("runs") for _, row in found],
-        "Failed": [row.get("failed") or None for _, row in found],
+        "Queries": [row.get("queries") for row in found],
+        "Tokens": [row.get("tokens") or None for row in found],
+        "Seconds": [row.get("seconds") for row in found],
+        "Runs": [row.get("runs") for row in found],
+        "Failed": [row.get("failed") or None for row in found],
     }
     columns = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
     rows = [list(cells) for cells in zip(*columns.values(), strict=True)]
-    return list(columns), rows, [row["solver"] for _, row in found]
+    return list(columns), rows, [name_of(row) for row in found]
+
+
+def overall_table(comparison: Comparison) -> tuple[list[str], list[list[Any]], list[str]]:
+    """One row a solver, one column a game: the mean rank over all, and where each ended."""
+    ranks: Mapping[str, Any] = (comparison.summary.get("overall") or {}).get("ranks") or {}
+    metric = {game.label: str(game.summary.get("metric", "duality_gap")) for game in comparison.games}
+    found = {game.label: {name_of(row): row for row in ends(game)} for game in comparison.games}
+    solvers = dict.fromkeys([*ranks, *(solver for rows in found.values() for solver in rows)])
+    rows = []
+    for solver in solvers:
+        cells = [_final(rows[solver], metric[label]) if solver in rows else None for label, rows in found.items()]
+        own = [Span(ranks[solver]["mean"], ranks[solver]["low"], ranks[solver]["high"])] if solver in ranks else [None]
+        rows.append([solver, *(own if ranks else []), *cells])
+    if ranks:
+        rows.sort(key=lambda row: row[1].value if row[1] else float("inf"))
+    heads = [f"{label}: {_HEADINGS.get(name, name).lower()}" for label, name in metric.items()]
+    return ["Solver", *(["Mean rank"] if ranks else []), *heads], rows, [row[0] for row in rows]
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """What a row of a game's table is called: as it was entered."""
+    return str(row.get("entry", row["solver"]))
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def _rank(row: Mapping[str, Any]) -> Span | None:
@@ -108,9 +138,9 @@ def verdicts(comparison: Comparison) -> Iterator[tuple[str, Sign]]:
     told = [game for game in comparison.games if game.summary.get("verdict")]
     overall = (summary.get("overall") or {}).get("verdict")
     if overall and len(comparison.games) > 1:
-        yield str(overall), "note"
+        yield f"Over all games: {overall}.", "note"
     for game in told[:_MOST_VERDICTS]:
-        yield str(game.summary["verdict"]), "note"
+        yield f"{game.label}: {game.summary['verdict']}.", "note"
     if len(told) > _MOST_VERDICTS:
         yield f"The verdicts on {counts(len(told) - _MOST_VERDICTS, 'further game')} are in the table.", "note"
     yield from _bounds(comparison)
@@ -126,19 +156,23 @@ def _unfinished(comparison: Comparison) -> Iterator[tuple[str, Sign]]:
         done = f" {cells['done']:,} of {cells['planned']:,} cells have ended." if cells else ""
         yield f"Unfinished:{done} Medians are over the seeds that have ended so far.", "bad"
     if cells.get("failed"):
-        yield f"{counts(cells['failed'], 'cell')} failed, and are missing from every figure.", "bad"
+        errors = dict.fromkeys(
+            error for game in comparison.games for row in ends(game) for error in row.get("errors", ())
+        )
+        why = f" {'; '.join(errors)}." if errors else ""
+        yield (
+            f"{counts(cells['failed'], 'cell')} failed, missing from every figure.{why}",
+            "bad",
+        )
 
 
 def _bounds(comparison: Comparison) -> Iterator[tuple[str, Sign]]:
-    import numpy as np
-
-    checks = []
-    for game in comparison.games:
-        for metric in METRICS:
-            for solver, runs in game.runs.get(metric, {}).items():
-                rows = np.concatenate(runs)
-                rows = rows[np.isfinite(rows[:, 5])]
-                checks += [checked(solver, rows[:, 4], rows[:, 5])] if len(rows) else []
+    checks = [
+        checked(solver, rows[:, 4], rows[:, 5])
+        for game in comparison.games
+        for metric in METRICS
+        for solver, rows in game.claimed(metric).items()
+    ]
     if not checks:
         return
     points, broken = sum(check.points for check in checks), sum(check.broken for check in checks)

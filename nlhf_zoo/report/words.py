@@ -84,7 +84,7 @@ def checked(metric: str, checks: Sequence[Check]) -> list[str]:
         else:
             result.append(
                 f"{head}all {check.points:,} measured values obey the claimed bound;"
-                f" the closest comes to {number(check.worst)} of it."
+                f" the closest reaches {number(check.worst)} of it."
             )
     if checks:
         result[-1] += " (Values below 10⁻¹² count as zero.)"
@@ -212,4 +212,5 @@ def distribution(
         parts.append(f"{policy} gives most to {labels[best]} ({values[best]:.1%}{sure})")
     rest = f" The {len(labels):,} likeliest of {total:,} responses are drawn." if total > len(labels) else ""
     whiskers = " Whiskers are 95 % intervals: the preferences are known from counts only." if ends else ""
-    return f"{'; '.join(parts)}.{whiskers}{rest}"
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}.{whiskers}{rest}"

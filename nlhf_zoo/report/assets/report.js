@@ -133,6 +133,7 @@
     const now = { ...state(plot.closest("[data-controls]")), narrow: plot.clientWidth < 560 };
     const config = { displaylogo: false, responsive: false, displayModeBar: matchMedia("(hover: none)").matches ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"] };
+    plot.style.minHeight = 0;
     Plotly.react(plot, traces(figure, now), layout(figure, now, plot.clientWidth), config);
   };
   // A figure is drawn when it comes near the window, and again when something about it changes.
