@@ -67,11 +67,10 @@ def build(
         told[label] = _summary(label, game, played, solvers, seeds, queries, counts, target)
     tuning = {**rows[0], "role": "tuning", "seed": 1000}
     pq.write_table(pa.Table.from_pylist([*rows, tuning]), folder / "results.parquet")
-    names = ", ".join(solvers)
     overall = {
         "ranks": {name: {"mean": 1.0 + i, "low": 1.0, "high": 2.0 + i} for i, name in enumerate(solvers)},
         "best": list(solvers)[:1],
-        "verdict": f"Over all games {next(iter(solvers))} ranks first of {names}.",
+        "verdict": f"{next(iter(solvers))} is ahead over {len(games)} game(s)",
     }
     command = "nlhf-zoo compare --game " + " --game ".join(games) + " --token abcdef123"
     cells = len(games) * len(solvers) * len(seeds)
@@ -170,7 +169,7 @@ def _summary(
         "kind": "counts" if counts is not None else "exact",
         "responses": len(target.probs), "beta": game.beta, "budget": {"queries": queries, "tokens": None},
         "seeds": list(seeds), "deterministic": False, "metric": "duality_gap", "better": "lower", "table": table,
-        "best": [best], "verdict": f"{label}: {best} ends lowest.",
+        "best": [best], "verdict": f"{best} is ahead",
         "tuning": {
             best: {
                 "points": 2, "seeds": [1000], "queries": 2 * queries, "chosen": {"eta": 0.5},

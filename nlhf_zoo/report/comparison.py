@@ -56,7 +56,7 @@ def compose(comparison: Comparison) -> Report:
     points = max(48, min(convergence.POINTS, _POINTS // max(drawn, 1)))
     for at, game in enumerate(comparison.games):
         folded = at > 0 and len(comparison.games) > _OPEN_GAMES
-        with report.chapter(game.label, _about(game), "Show the figures of this game" if folded else ""):
+        with report.chapter(game.label, _about(game), "Show this game" if folded else ""):
             _add_game(report, game, points, alone=len(comparison.games) == 1)
     _add_tuning(report, comparison)
     _add_origin(report, comparison)

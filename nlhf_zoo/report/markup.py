@@ -76,10 +76,12 @@ def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[Any] | Mapping[str, Any]],
     groups: Sequence[str] | None = None,
+    captioned: bool = True,
 ) -> str:
     """A table with a caption, whose columns sort by a button in each heading; numbers keep their full value.
 
-    `groups` names the group of each row, with which the page hides it.
+    `groups` names the group of each row, with which the page hides it. A caption that only repeats the heading
+    above it need not be seen: with `captioned` false it is there for screen readers.
 
     Raises:
         BadInput: a row has another length than the heading, or misses a column.
@@ -93,10 +95,11 @@ def table(
         f"<tr{mark}>{''.join(_cell(value, at) for at, value in enumerate(row))}</tr>"
         for mark, row in zip(marks, cells, strict=True)
     )
+    text = escape(caption) if captioned else f'<span class="unseen">{escape(caption)}</span>'
     empty = "" if cells else f'<tr><td colspan="{len(columns)}">No rows.</td></tr>'
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}{empty}</tbody></table></div>"
+        f"<caption>{text}</caption><thead><tr>{head}</tr></thead><tbody>{body}{empty}</tbody></table></div>"
     )
 
 

@@ -244,7 +244,7 @@ class Report:
         figure = figures.matrix(names, picked, intervals=ends, cycles=cycles.clearest, support=support)
         block = self._figure(title, figure, summary)
         if cycles.clearest:
-            choices = {str(at): " › ".join(figures.clip(names[i], 16) for i in triple)
+            choices = {str(at): " › ".join(figures.clip(names[i], 28) for i in triple)
                        for at, triple in enumerate(cycles.clearest)}  # fmt: skip
             chosen = radios(f"cycle-{self._figures}", "cycle", "Outline a cycle", {**choices, "": "none"})
             block = f"<div data-controls>{controls(chosen)}{block}</div>"
@@ -322,7 +322,7 @@ class Report:
         Raises:
             BadInput: a row does not fit the columns.
         """
-        made = table(caption or title, columns, rows, groups)
+        made = table(caption or title, columns, rows, groups, captioned=bool(caption))
         if groups is not None and keyed:
             made = f"<div data-controls>{controls(key(self.palette, list(dict.fromkeys(groups))))}{made}</div>"
         return self._section(title, note, made)

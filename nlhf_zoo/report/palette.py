@@ -13,11 +13,15 @@ __all__ = ["SHADES", "Ink", "Palette", "stylesheet"]
 
 @attrs.frozen
 class Ink:
-    """What a name is drawn with: `colour` and `band` are CSS variables, `marker` is a plotly symbol."""
+    """What a name is drawn with: `colour` and `band` are CSS variables, `marker` is a plotly symbol.
+
+    `light` is the colour itself, on a light page or on paper.
+    """
 
     colour: str
     band: str
     marker: str
+    light: str
 
 
 # (light page, dark page, marker). Okabe and Ito's hues, shifted until each has a contrast of 3:1 on both pages.
@@ -54,7 +58,8 @@ class Palette:
             self._taken[name] = own if own is not None and own not in self._taken.values() else self._free(name)
         # Beyond the ninth name a colour comes again, with another marker.
         again, shade = divmod(self._taken[name], len(SHADES))
-        return Ink(f"var(--ink-{shade})", f"var(--band-{shade})", SHADES[(shade + 4 * again) % len(SHADES)][2])
+        marker = SHADES[(shade + 4 * again) % len(SHADES)][2]
+        return Ink(f"var(--ink-{shade})", f"var(--band-{shade})", marker, SHADES[shade][0])
 
     def introduce(self, labels: Mapping[str, str]) -> None:
         """Give each label an ink, the known one of the registered name behind it where that is free.

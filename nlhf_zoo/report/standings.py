@@ -69,7 +69,8 @@ def final_table(game: PlayedGame) -> tuple[list[str], list[list[Any]], list[str]
     metrics = [metric for metric in _HEADINGS if any(metric in row["final"] for row in found)]
     # Targets that are nearly reached at the start say little.
     targets = dict.fromkeys(key for row in found for key in row.get("queries_to") or {} if float(key) <= 1e-2)
-    options = [_options(row.get("options") or {}) for row in found]
+    # A label says them already, unless tuning chose them.
+    options = [_options(row.get("options") or {}) if name_of(row) != row["solver"] else "" for row in found]
     columns: dict[str, list[Any]] = {
         "Solver": [name_of(row) for row in found],
         "Hyperparameters": options if any(options) else [],

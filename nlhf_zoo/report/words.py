@@ -193,7 +193,7 @@ def _cycles(labels: Sequence[str], values: Sequence[Sequence[float]], cycles: Cy
     if not cycles.clearest:
         return " There is no cycle of three." if cycles.triples else ""
     i, j, k = cycles.clearest[0]
-    links = [f"{labels[a]} beats {labels[b]} ({values[a][b]:.0%})" for a, b in ((i, j), (j, k), (k, i))]
+    links = [f"{labels[a]} beats {labels[b]} ({values[a][b]:.1%})" for a, b in ((i, j), (j, k), (k, i))]
     number_of = "One" if cycles.count == 1 else f"{cycles.count:,}"
     verb = "is a cycle" if cycles.count == 1 else "are cycles; the clearest"
     return f" {number_of} of {cycles.triples:,} triples {verb}: {', '.join(links)}."
