@@ -22,7 +22,6 @@ from nlhf_zoo.report.figures import embed
 from nlhf_zoo.report.markup import escape, number, redact
 from nlhf_zoo.report.palette import SHADES, Palette
 
-CHROMIUM = Path("/usr/bin/chromium")
 NASTY = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&\x00\x1b\ud800"
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
@@ -407,49 +406,6 @@ def test_write_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_write_into_no_folder_is_bad_input(tmp_path: Path):
     with pytest.raises(BadInput, match="cannot write the report"):
         Report("t").write(tmp_path / "none" / "report.html")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.exists():
-        pytest.skip("no browser at /usr/bin/chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    arguments = (
-        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-        " --disable-component-update --disable-sync"
-    )
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=arguments.split())
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser: Any, tmp_path: Path):
-    """Opens a report; at the end no error may have been logged and nothing asked of a network."""
-    errors: list[str] = []
-    requests: list[str] = []
-    contexts = []
-
-    def go(report: Report, width: int = 1280, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on(
-            "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(report.write(tmp_path / "report.html").as_uri())
-        page.wait_for_selector("html[data-ready]")
-        page.wait_for_function("!document.querySelector('.plot') || document.querySelector('.plot .main-svg')")
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert errors == []
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def test_browser_draws_every_figure_and_runs_no_foreign_script(visit: Any):

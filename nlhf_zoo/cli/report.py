@@ -24,7 +24,7 @@ class ReportOptions:
         png: write the figures for a paper as well, into DIR/figures, with a LaTeX table.
     """
 
-    folder: Path
+    folder: Path = attrs.field(converter=Path)
     png: bool = False
 
 

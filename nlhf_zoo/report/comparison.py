@@ -22,7 +22,7 @@ _POINTS = 6000
 """About so many points of curves the whole page may hold for each metric; few curves get no more than usual."""
 _OPEN_GAMES = 3
 """With more games than this, the figures of all but the first are folded."""
-_JUDGES: Mapping[str, str] = {"training": "the judge of the training", "held_out": "the held-out judge"}
+_JUDGES: Mapping[str, str] = {"training": "training judge", "held_out": "held-out judge"}
 _MEASURES: Mapping[str, tuple[str, bool]] = {
     "win_rate_training": ("Win rate against the reference, judge of the training", True),
     "win_rate_held_out": ("Win rate against the reference, held-out judge", True),

@@ -136,7 +136,7 @@ def win_rates(ink: Palette, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         }
         for at, row in enumerate(rows)
     ]  # fmt: skip
-    rungs = {"tickvals": list(range(len(rows))), "ticktext": [label(row["label"]) for row in rows], "wide": True}
+    rungs = {"tickvals": list(range(len(rows))), "ticktext": [label(row["label"], 60) for row in rows], "wide": True}
     half = {"type": "line", "xref": "x", "yref": "paper", "x0": 0.5, "x1": 0.5, "y0": 0, "y1": 1,
             "line": {"width": 1.5, "dash": "dot", "color": "var(--muted)"}}  # fmt: skip
     layout = {

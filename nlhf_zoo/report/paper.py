@@ -59,9 +59,12 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     ink, written = Palette(), []
     ink.introduce(comparison.names)
     with matplotlib.rc_context(dict(_STYLE)):  # type: ignore[arg-type]  # its keys are a closed list of names
-        for game in comparison.games:
+        for at, game in enumerate(comparison.games):
+            stem = _file(game.label)
+            # Two labels may be alike but for what no file name holds.
+            taken = sum(_file(other.label) == stem for other in comparison.games[:at])
             for name, figure in _figures(game, ink, Figure):
-                path = folder / f"{_file(game.label)}-{name}.png"
+                path = folder / f"{stem}{f'-{taken + 1}' if taken else ''}-{name}.png"
                 written.append(_write(figure, path))
     return written
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ _COLUMNS = {
     "kl_to_equilibrium": "KL to equilibrium",
     "span_to_equilibrium": "Span to equilibrium",
 }
+_MOST_SPOKEN = 6
+"""More win rates than this are counted in the caption, not read out: the table has them."""
 _TARGETS = ((1e-4, "10⁻⁴"), (1e-8, "10⁻⁸"))
 
 
@@ -153,12 +156,15 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_
 
 
 def win_rates(points: Sequence[Mapping[str, Any]]) -> str:
-    parts = []
+    parts, sides = [], Counter[str]()
     for point in points:
         side = "not told apart from one half"
         if point["low"] > 0.5 or point["high"] < 0.5:
             side = "above one half" if point["low"] > 0.5 else "below one half"
+        sides[side] += 1
         parts.append(f"{point['label']} {point['rate']:.1%} ({point['low']:.1%} to {point['high']:.1%}, {side})")
+    if len(points) > _MOST_SPOKEN:
+        parts = [f"{count:,} {side}" for side, count in sides.most_common()]
     return f"Bars are 95 % intervals, the dotted line is one half. {'; '.join(parts)}."
 
 
