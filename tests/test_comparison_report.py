@@ -325,7 +325,8 @@ TEXTS = (
 CONTRASTS = r"""names => {
   const channel = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
   const weights = [0.2126, 0.7152, 0.0722];
-  const light = (rgb) => rgb.match(/[\d.]+/g).slice(0, 3).reduce((sum, c, at) => sum + weights[at] * channel(Number(c)), 0);
+  const light = (rgb) => rgb.match(/[\d.]+/g).slice(0, 3)
+    .reduce((sum, c, at) => sum + weights[at] * channel(Number(c)), 0);
   const behind = (element) => {
     for (; element; element = element.parentElement) {
       const colour = getComputedStyle(element).backgroundColor;
