@@ -14,6 +14,7 @@ BENCHMARKS = {
     "llm_step": "a training step on a language model beside TRL 1.13.0's, and where its time goes (minutes)",
     "start_up": "how long --help, list and import take, beside torch's own import",
     "memory": "peak memory of a step by solver and by how the networks are held (minutes)",
+    "report_load": "how long a comparison's page takes to open in Chromium (needs a folder of compare)",
     "gpu_check": "a batched solve and an LLM run on a GPU in float32 and bf16, against the CPU",
     "vllm_check": "vLLM against the built-in generator: log-probabilities, new weights, speed (GPU, vLLM)",
     "hh_harmless": "Nash-MP and Online DPO on real preferences (needs the data file; minutes)",

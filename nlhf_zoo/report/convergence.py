@@ -15,7 +15,22 @@ if TYPE_CHECKING:
     from nlhf_zoo.interfaces.game import Game
     from nlhf_zoo.interfaces.solver import Solver
 
-__all__ = ["FLOOR", "METRICS", "Check", "Claim", "Curve", "check_claims", "claimed_bounds", "claims", "curves"]
+__all__ = [
+    "FLOOR",
+    "METRICS",
+    "POINTS",
+    "Check",
+    "Claim",
+    "Curve",
+    "Measured",
+    "check_claims",
+    "checked",
+    "claimed_bounds",
+    "claims",
+    "curve",
+    "curves",
+    "thinned",
+]
 
 METRICS: Mapping[str, str] = {
     "duality_gap": "Duality gap",
@@ -39,13 +54,14 @@ class Curve:
     seeds: int
     steps: tuple[int, ...]
     queries: tuple[float, ...]
+    tokens: tuple[float, ...]
     seconds: tuple[float, ...]
     median: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
 
     def x(self, axis: str) -> tuple[float, ...]:
-        return {"steps": self.steps, "queries": self.queries, "seconds": self.seconds}[axis]
+        return {"steps": self.steps, "queries": self.queries, "tokens": self.tokens, "seconds": self.seconds}[axis]
 
 
 @attrs.frozen
@@ -57,11 +73,11 @@ class Claim:
     values: tuple[float, ...]
     source: str = ""
 
-    def thinned(self) -> Claim:
+    def thinned(self, points: int = POINTS) -> Claim:
         """The same claim at no more steps than a curve is drawn with."""
-        kept = set(_thin(np.array(self.steps)).tolist())
-        points = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if step in kept]
-        return Claim(self.solver, *(tuple(column) for column in zip(*points, strict=True)), source=self.source)
+        kept = set(thinned(np.array(self.steps), points).tolist())
+        pairs = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if step in kept]
+        return Claim(self.solver, *(tuple(column) for column in zip(*pairs, strict=True)), source=self.source)
 
 
 @attrs.frozen
@@ -74,11 +90,17 @@ class Check:
     broken: int
 
 
+@attrs.frozen
+class Measured:
+    """One metric of every solver, as it is drawn, and how its claims fared."""
+
+    curves: Sequence[Curve]
+    claims: Sequence[Claim] = ()
+    checks: Sequence[Check] = ()
+
+
 def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Curve]:
     """One curve per solver that has the metric, in order of appearance.
-
-    A seed that stopped early keeps its last value, so that a median never jumps because the seeds that
-    converged have left it; queries and seconds are medians over the seeds that are still running.
 
     Raises:
         BadInput: a row lacks solver or step, or holds something else than numbers.
@@ -88,27 +110,44 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Curve]:
         value = _float(row, metric, at, default=math.nan)
         if math.isfinite(value):
             # A solver without an equilibrium to compare with has no such rows, and no curve.
-            point = (_float(row, "step", at), _float(row, "queries", at), _float(row, "seconds", at, math.nan), value)
+            spent = (
+                _float(row, "queries", at),
+                _float(row, "tokens", at, math.nan),
+                _float(row, "seconds", at, math.nan),
+            )
+            point = (_float(row, "step", at), *spent, value)
             runs.setdefault(str(_get(row, "solver", at)), {}).setdefault(row.get("seed", 0), []).append(point)
-    return [_curve(solver, [np.array(sorted(points)) for points in seeds.values()]) for solver, seeds in runs.items()]
+    return [curve(solver, [np.array(sorted(points)) for points in seeds.values()]) for solver, seeds in runs.items()]
 
 
-def _curve(solver: str, runs: list[np.ndarray]) -> Curve:
-    grid = _thin(np.unique(np.concatenate([run[:, 0] for run in runs])))
+def curve(solver: str, runs: Sequence[np.ndarray], points: int = POINTS) -> Curve:
+    """A solver's runs, one a seed, as a median with its range.
+
+    A seed that stopped early keeps its last value, so that a median never jumps because the seeds that
+    converged have left it; queries, tokens and seconds are medians over the seeds that are still running.
+
+    Args:
+        solver: what the runs are called.
+        runs: one a seed, (n, 5) float64 in order of the step: step, queries, tokens, seconds, value; spent
+            amounts that nobody counted are NaN.
+        points: at most so many are kept.
+    """
+    grid = thinned(np.unique(np.concatenate([run[:, 0] for run in runs])), points)
     held = np.full((len(runs), len(grid)), np.nan)
-    axes = np.full((2, len(runs), len(grid)), np.nan)
+    spent = np.full((3, len(runs), len(grid)), np.nan)
     for seed, run in enumerate(runs):
         at = np.searchsorted(run[:, 0], grid, side="right") - 1
-        held[seed] = np.where(at >= 0, run[np.maximum(at, 0), 3], np.nan)
+        held[seed] = np.where(at >= 0, run[np.maximum(at, 0), 4], np.nan)
         running = (grid >= run[0, 0]) & (grid <= run[-1, 0])
-        for axis in (0, 1):
-            axes[axis, seed] = np.where(running, np.interp(grid, run[:, 0], run[:, 1 + axis]), np.nan)
-    queries, seconds = (_over_seeds(np.nanmedian, axis) for axis in axes)
+        for axis in range(3):
+            spent[axis, seed] = np.where(running, np.interp(grid, run[:, 0], run[:, 1 + axis]), np.nan)
+    queries, tokens, seconds = (_over_seeds(np.nanmedian, axis) for axis in spent)
     return Curve(
         solver=solver,
         seeds=len(runs),
         steps=tuple(int(step) for step in grid),
         queries=queries,
+        tokens=tokens,
         seconds=seconds,
         median=_over_seeds(np.nanmedian, held),
         low=_over_seeds(np.nanmin, held),
@@ -124,12 +163,13 @@ def _over_seeds(reduce: Any, values: np.ndarray) -> tuple[float, ...]:
     return tuple(result.tolist())
 
 
-def _thin(grid: np.ndarray) -> np.ndarray:
-    if len(grid) <= POINTS:
+def thinned(grid: np.ndarray, points: int = POINTS) -> np.ndarray:
+    """At most `points` of the (n,) sorted grid, both ends among them."""
+    if len(grid) <= points:
         return grid
     # Half of the points evenly spaced, half evenly on a log scale: a curve is looked at on either axis.
-    even = np.linspace(0, len(grid) - 1, POINTS // 2)
-    log = np.geomspace(1, len(grid) - 1, POINTS // 2)
+    even = np.linspace(0, len(grid) - 1, points // 2)
+    log = np.geomspace(1, len(grid) - 1, points // 2)
     return grid[np.unique(np.concatenate([even, log]).round().astype(int))]
 
 
@@ -169,11 +209,15 @@ def check_claims(rows: Sequence[Mapping[str, Any]], claimed: Sequence[Claim], me
         if not len(measured):
             continue
         bound = np.exp(np.interp(measured[:, 0], claim.steps, np.log(np.maximum(claim.values, 1e-300))))
-        counted = measured[:, 1] > ROUNDING
-        ratio = np.where(counted, measured[:, 1] / bound, 0.0)
-        # One part in 1e9 is what a log, an interpolation and an exponential may cost.
-        checks.append(Check(claim.solver, len(ratio), float(ratio.max()), int((ratio > 1 + 1e-9).sum())))
+        checks.append(checked(claim.solver, measured[:, 1], bound))
     return checks
+
+
+def checked(solver: str, values: np.ndarray, bounds: np.ndarray) -> Check:
+    """(n,) measured values against the (n,) bounds claimed at the same steps, n > 0."""
+    ratio = np.where(values > ROUNDING, values / np.maximum(bounds, 1e-300), 0.0)
+    # One part in 1e9 is what a log, an interpolation and an exponential may cost.
+    return Check(solver, len(ratio), float(ratio.max()), int((ratio > 1 + 1e-9).sum()))
 
 
 def claimed_bounds(

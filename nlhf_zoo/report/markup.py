@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+import attrs
+
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["escape", "number", "redact", "table"]
+__all__ = ["Span", "escape", "number", "power", "redact", "table"]
 
 _CONTROL = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {127: "\u2421"}
 _CONTROL |= dict.fromkeys(range(128, 160), "\ufffd")
@@ -24,6 +26,21 @@ _SECRETS = (
     (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), r"\1•••@"),
     (re.compile(r"(\bbearer\s+)\S+", re.IGNORECASE), r"\1•••"),
 )
+
+
+def power(value: float) -> str:
+    """A power of ten as people write it: 10⁻⁴ for 1e-4; any other number as `number` does."""
+    mantissa, exponent = f"{value:.12e}".split("e")
+    return f"10{str(int(exponent)).translate(_SUPERSCRIPT)}" if float(mantissa) == 1 else number(value)
+
+
+@attrs.frozen
+class Span:
+    """A table's cell: a number, by which the column sorts, and between what it lies."""
+
+    value: float
+    low: float | None
+    high: float | None
 
 
 def escape(text: object) -> str:
@@ -54,8 +71,17 @@ def number(value: float | int | None, digits: int = 3) -> str:
     return f"{mantissa.replace('-', '−')} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
 
-def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any] | Mapping[str, Any]]) -> str:
+def table(
+    caption: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any] | Mapping[str, Any]],
+    groups: Sequence[str] | None = None,
+    captioned: bool = True,
+) -> str:
     """A table with a caption, whose columns sort by a button in each heading; numbers keep their full value.
+
+    `groups` names the group of each row, with which the page hides it. A caption that only repeats the heading
+    above it need not be seen: with `captioned` false it is there for screen readers.
 
     Raises:
         BadInput: a row has another length than the heading, or misses a column.
@@ -64,11 +90,16 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any] | M
         raise BadInput(f"table {caption!r} has no columns; name at least one")
     cells = [_values(caption, columns, row, at) for at, row in enumerate(rows)]
     head = "".join(_heading(column, [row[at] for row in cells], at) for at, column in enumerate(columns))
-    body = "".join(f"<tr>{''.join(_cell(value, at) for at, value in enumerate(row))}</tr>" for row in cells)
+    marks = [f' data-group="{escape(group)}"' for group in groups] if groups is not None else [""] * len(cells)
+    body = "".join(
+        f"<tr{mark}>{''.join(_cell(value, at) for at, value in enumerate(row))}</tr>"
+        for mark, row in zip(marks, cells, strict=True)
+    )
+    text = escape(caption) if captioned else f'<span class="unseen">{escape(caption)}</span>'
     empty = "" if cells else f'<tr><td colspan="{len(columns)}">No rows.</td></tr>'
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}{empty}</tbody></table></div>"
+        f"<caption>{text}</caption><thead><tr>{head}</tr></thead><tbody>{body}{empty}</tbody></table></div>"
     )
 
 
@@ -84,7 +115,7 @@ def _values(caption: str, columns: Sequence[str], row: Sequence[Any] | Mapping[s
 
 
 def _heading(column: str, values: Sequence[Any], at: int) -> str:
-    side = ' class="right"' if at > 0 and any(_is_number(value) for value in values) else ""
+    side = ' class="right"' if at > 0 and any(_is_number(value) or isinstance(value, Span) for value in values) else ""
     arrow = '<span class="arrow" aria-hidden="true"></span>'
     button = f'<button type="button" class="sort">{escape(column)}{arrow}</button>'
     return f'<th scope="col" aria-sort="none"{side}>{button}</th>'
@@ -92,6 +123,11 @@ def _heading(column: str, values: Sequence[Any], at: int) -> str:
 
 def _cell(value: Any, at: int) -> str:
     tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
+    if isinstance(value, Span):
+        if value.low == value.high:
+            return _cell(value.value, at)
+        ends = f"<small>{number(value.low)} to {number(value.high)}</small>"
+        return _cell(value.value, at).replace(f"</{tag}>", f"{ends}</{tag}>")
     if value is None or (_is_number(value) and math.isnan(value)):
         return f'<{tag}{scope} class="none">–</{tag}>'
     if not _is_number(value):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
@@ -16,14 +14,19 @@ from nlhf_zoo.atomic import write_text
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.intervals import wilson_interval
 from nlhf_zoo.report import convergence, figures, words
+from nlhf_zoo.report.controls import controls, key, radios
+from nlhf_zoo.report.convergence import Measured
+from nlhf_zoo.report.cycles import three_cycles
 from nlhf_zoo.report.markup import escape, redact, table
-from nlhf_zoo.report.palette import Palette, stylesheet
+from nlhf_zoo.report.palette import Palette
+from nlhf_zoo.report.template import Section, Sign, fill
 
 __all__ = ["Report"]
 
-Sign = Literal["good", "bad", "note"]
-_SIGNS: Mapping[str, tuple[str, str]] = {"good": ("✓", "Holds: "), "bad": ("✗", "Fails: "), "note": ("•", "")}
 _LARGEST_MATRIX = 200
+_IN_SUPPORT = 1e-3
+"""Responses with less of the equilibrium than this are not counted as played: with beta > 0 every one has some."""
+_AXES: Mapping[str, str] = {"queries": "queries", "seconds": "wall time", "tokens": "tokens", "steps": "steps"}
 
 
 @attrs.define
@@ -36,14 +39,17 @@ class Report:
     Attributes:
         title: heading of the page.
         summary: what was done and what came out, in a few sentences; stands on top.
+        palette: who has which colour and marker.
     """
 
     title: str
     summary: str = ""
     _verdicts: list[tuple[Sign, str]] = attrs.field(factory=list, init=False)
-    _sections: list[tuple[str, str]] = attrs.field(factory=list, init=False)
+    _sections: list[Section] = attrs.field(factory=list, init=False)
     _figures: int = attrs.field(default=0, init=False)
-    _palette: Palette = attrs.field(factory=Palette, init=False)
+    _parts: int = attrs.field(default=0, init=False)
+    _depth: int = attrs.field(default=0, init=False)
+    palette: Palette = attrs.field(factory=Palette, init=False)
 
     def add_verdict(self, text: str, sign: Sign = "note") -> Report:
         """One finding in words, on top of the page, above every section: it holds, it fails, or it is a note."""
@@ -75,28 +81,59 @@ class Report:
             BadInput: no row has any of the three metrics, or a row is malformed.
         """
         bounds = list(bounds)
-        measured = {metric: convergence.curves(rows, metric) for metric in convergence.METRICS}
-        measured = {metric: found for metric, found in measured.items() if found}
+        measured = {}
+        for metric in convergence.METRICS:
+            claimed = convergence.claims(bounds, metric)
+            checks = convergence.check_claims(rows, claimed, metric)
+            measured[metric] = Measured(convergence.curves(rows, metric), claimed, checks)
+        return self.add_measured(measured, title, note)
+
+    def add_measured(
+        self, measured: Mapping[str, Measured], title: str = "Convergence", note: str = "", ends: bool = True
+    ) -> Report:
+        """The same from curves that are made already.
+
+        Args:
+            measured: metric, out of `convergence.METRICS`, to its curves, claims and checks.
+            title: heading of the section.
+            note: a paragraph below it.
+            ends: whether a table of where each solver ended belongs to it.
+
+        Raises:
+            BadInput: there is no curve at all.
+        """
+        measured = {metric: found for metric, found in measured.items() if found.curves}
         if not measured:
             raise BadInput(f"no row has any of {', '.join(convergence.METRICS)}; give at least one measured value")
         blocks, checks = [], []
         for metric, found in measured.items():
-            claimed = convergence.claims(bounds, metric)
-            checks += words.checked(metric, convergence.check_claims(rows, claimed, metric))
-            figure = figures.convergence(self._palette, words.SHORT[metric], found, claimed)
-            summary = words.convergence(metric, found)
+            checks += words.checked(metric, found.checks)
+            figure = figures.convergence(self.palette, words.SHORT[metric], found.curves, found.claims)
+            summary = words.convergence(metric, found.curves)
             blocks.append(self._figure(convergence.METRICS[metric], figure, summary, not blocks, headed=True))
-        key = words.key(measured.values(), any(convergence.claims(bounds, metric) for metric in measured))
-        solvers = list(dict.fromkeys(curve.solver for found in measured.values() for curve in found))
+        drawn = {metric: found.curves for metric, found in measured.items()}
+        legend = words.key(drawn.values(), any(found.claims for found in measured.values()))
+        every = [curve for found in drawn.values() for curve in found]
+        solvers, scope = list(dict.fromkeys(curve.solver for curve in every)), f"controls-{self._figures}"
+        chosen = controls(
+            key(self.palette, solvers),
+            radios(f"{scope}-axis", "axis", "Against", {axis: _AXES[axis] for axis in figures.spent(every)}),
+            radios(f"{scope}-scale", "scale", "Scale", {"log": "log", "linear": "linear"}),
+        )
         body = (
-            f'<div data-controls>{self._controls(solvers, axes=True)}<p class="legend">{escape(key)}</p>'
+            f'<div data-controls>{chosen}<p class="legend">{escape(legend)}</p>'
             f'<div class="pair">{"".join(blocks)}</div></div>'
         )
+        level = 3 + self._depth
         proofs = "".join(f"<li>{escape(check)}</li>" for check in checks)
-        proofs = f'<div class="claims"><h3>Claimed and measured</h3><ul>{proofs}</ul></div>'
-        columns, cells = words.convergence_table(measured)
-        ends = table("Where each solver ended", columns, cells)
-        return self._section(title, note, body, proofs if checks else "", ends)
+        proofs = f'<div class="claims"><h{level}>Claimed and measured</h{level}><ul>{proofs}</ul></div>'
+        tables = "".join(
+            table(f"{convergence.METRICS[metric]}, {words.SAMPLED}", *words.waypoints(found))
+            for metric, found in drawn.items()
+        )
+        numbers = f"<details><summary>The curves in numbers</summary>{tables}</details>"
+        last = table("Where each solver ended", *words.convergence_table(drawn)) if ends else ""
+        return self._section(title, note, body, proofs if checks else "", last, numbers)
 
     def add_curves(
         self,
@@ -124,18 +161,22 @@ class Report:
         if not series:
             raise BadInput(f"no row has both {x!r} and {y!r}; nothing to draw in {title!r}")
         series = {name: sorted(points) for name, points in series.items()}
-        figure = figures.lines(self._palette, y_title or y, x_title or x, series, percent)
+        figure = figures.lines(self.palette, y_title or y, x_title or x, series, percent)
         block = self._figure(title, figure, words.curves(series, x_title or x, y_title or y, percent))
-        return self._section(title, note, f"<div data-controls>{self._controls(list(series), axes=False)}{block}</div>")
+        columns, cells = words.curves_table(series, x_title or x)
+        numbers = f"<details><summary>The same in numbers</summary>{table(title, columns, cells)}</details>"
+        shown = controls(key(self.palette, list(series)))
+        return self._section(title, note, f"<div data-controls>{shown}{block}</div>", numbers)
 
     def add_win_rates(
         self, rows: Sequence[Mapping[str, Any]], title: str = "Win rates against the reference", note: str = ""
     ) -> Report:
-        """Points with their 95 % Wilson intervals, and a line at one half.
+        """Points with their 95 % intervals, and a line at one half.
 
         Args:
-            rows: one a policy (and judge): policy, wins in [0, comparisons] (a sum of probabilities may
-                stand for a count), comparisons, and perhaps judge.
+            rows: one a policy (and judge): policy, comparisons, perhaps judge, and either wins in
+                [0, comparisons] (a sum of probabilities may stand for a count), whose Wilson interval is
+                drawn, or rate, low and high.
             title: heading of the section.
             note: a paragraph below it.
 
@@ -144,30 +185,13 @@ class Report:
         """
         if not rows:
             raise BadInput(f"no win rates were given for {title!r}; give one row a policy")
-        points = []
-        for at, row in enumerate(rows):
-            for key in ("policy", "wins", "comparisons"):
-                if key not in row:
-                    raise BadInput(f"win rate row {at} has no {key!r}")
-            low, high = wilson_interval(float(row["wins"]), int(row["comparisons"]))
-            judge = str(row.get("judge", ""))
-            points.append(
-                {
-                    "policy": str(row["policy"]),
-                    "judge": judge,
-                    "label": f"{row['policy']} · {judge}" if judge else str(row["policy"]),
-                    "rate": float(row["wins"]) / int(row["comparisons"]),
-                    "low": low,
-                    "high": high,
-                    "comparisons": int(row["comparisons"]),
-                }
-            )
+        points = [_win_rate(row, at) for at, row in enumerate(rows)]
         judged = ["Judge"] if any(point["judge"] for point in points) else []
         columns = ["Policy", *judged, "Win rate", "Lower", "Upper", "Comparisons"]
         keys = {"Policy": "policy", "Judge": "judge", "Win rate": "rate", "Lower": "low", "Upper": "high"}
         cells = [[point[keys.get(column, "comparisons")] for column in columns] for point in points]
-        figure = self._figure(title, figures.win_rates(self._palette, points), words.win_rates(points))
-        return self._section(title, note, figure, table("Win rates with 95 % Wilson intervals", columns, cells))
+        figure = self._figure(title, figures.win_rates(self.palette, points), words.win_rates(points))
+        return self._section(title, note, figure, table("Win rates with 95 % intervals", columns, cells))
 
     def add_matrix(
         self,
@@ -176,8 +200,10 @@ class Report:
         equilibrium: Sequence[float] | None = None,
         title: str = "Preference matrix",
         note: str = "",
+        intervals: Sequence[Sequence[tuple[float, float]]] | None = None,
+        weights: str = "equilibrium",
     ) -> Report:
-        """A heat map of P(row beats column), ordered by the equilibrium where one is given.
+        """A heat map of P(row beats column), ordered by the equilibrium where one is given, its cycles marked.
 
         Args:
             labels: Y names.
@@ -185,6 +211,8 @@ class Report:
             equilibrium: (Y,) probabilities; the likeliest response comes first.
             title: heading of the section.
             note: a paragraph below it.
+            intervals: (Y, Y) pairs, the 95 % interval of each value.
+            weights: what `equilibrium` is called.
 
         Raises:
             BadInput: the lengths differ, there is nothing, or a value is outside [0, 1].
@@ -194,23 +222,33 @@ class Report:
             raise BadInput(f"{title!r} needs a square matrix, one row and one column a label ({size} labels)")
         if any(value < 0 or value > 1 for row in values for value in row):
             raise BadInput(f"{title!r} holds a value outside [0, 1]; entries are probabilities that row beats column")
-        order = list(range(size))
+        order, support = list(range(size)), 0
         if equilibrium is not None:
             if len(equilibrium) != size:
                 raise BadInput(f"{title!r}: {len(equilibrium)} equilibrium probabilities for {size} labels")
             order.sort(key=lambda at: -equilibrium[at])
+            support = sum(value >= _IN_SUPPORT for value in equilibrium)
         shown = order[:_LARGEST_MATRIX]
         names = [str(labels[at]) for at in shown]
         picked = [[float(values[row][column]) for column in shown] for row in shown]
-        summary = words.matrix(names, picked, ordered=equilibrium is not None, omitted=size - len(shown))
-        block = self._figure(title, figures.matrix(names, picked), summary)
-        numbers = ""
-        if len(names) <= 12:
-            known = [[None if math.isnan(value) else value for value in row] for row in picked]
-            rows = [[name, *row] for name, row in zip(names, known, strict=True)]
-            inner = table("Probability that the row beats the column", ["", *names], rows)
-            numbers = f"<details><summary>The same in numbers</summary>{inner}</details>"
-        return self._section(title, note, block, numbers)
+        ends = [[intervals[row][column] for column in shown] for row in shown] if intervals is not None else None
+        cycles = three_cycles(picked, among=range(support) if support else None)
+        summary = words.matrix(
+            names,
+            picked,
+            ordered=weights if equilibrium is not None else "",
+            omitted=size - len(shown),
+            cycles=cycles,
+            support=support,
+        )
+        figure = figures.matrix(names, picked, intervals=ends, cycles=cycles.clearest, support=support)
+        block = self._figure(title, figure, summary)
+        if cycles.clearest:
+            choices = {str(at): " › ".join(figures.clip(names[i], 28) for i in triple)
+                       for at, triple in enumerate(cycles.clearest)}  # fmt: skip
+            chosen = radios(f"cycle-{self._figures}", "cycle", "Outline a cycle", {**choices, "": "none"})
+            block = f"<div data-controls>{controls(chosen)}{block}</div>"
+        return self._section(title, note, block, _matrix_numbers(names, picked, ends))
 
     def add_distribution(
         self,
@@ -219,6 +257,8 @@ class Report:
         title: str = "Equilibrium",
         note: str = "",
         most: int = 20,
+        intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+        columns: Mapping[str, Sequence[float]] | None = None,
     ) -> Report:
         """Bars of the probabilities that each policy gives to its responses, likeliest first.
 
@@ -228,41 +268,64 @@ class Report:
             title: heading of the section.
             note: a paragraph below it.
             most: how many responses to draw; the summary says what is left out.
+            intervals: policy to (Y,) pairs: between what its probabilities lie, where they are uncertain.
+            columns: what else is known of each response, heading to (Y,) numbers, for the table.
 
         Raises:
             BadInput: nothing was given, or a length is wrong.
         """
         if not probabilities or not labels:
             raise BadInput(f"{title!r} needs at least one policy and one label")
-        for policy, values in probabilities.items():
+        for policy, values in {**probabilities, **(intervals or {}), **(columns or {})}.items():
             if len(values) != len(labels):
                 raise BadInput(f"{title!r}: {len(values)} probabilities of {policy!r} for {len(labels)} labels")
         first = next(iter(probabilities.values()))
         shown = sorted(range(len(labels)), key=lambda at: -first[at])[:most]
         names = [str(labels[at]) for at in shown]
         picked = {policy: [float(values[at]) for at in shown] for policy, values in probabilities.items()}
-        figure = figures.distribution(self._palette, names, picked)
-        block = self._figure(title, figure, words.distribution(names, picked, len(labels)))
-        rows = [[name, *(values[at] for values in picked.values())] for at, name in enumerate(names)]
-        inner = table("Probabilities", ["Response", *picked], rows)
-        controls = self._controls(list(picked), axes=False)
+        ends = {policy: [pairs[at] for at in shown] for policy, pairs in (intervals or {}).items()}
+        figure = figures.distribution(self.palette, names, picked, ends)
+        block = self._figure(title, figure, words.distribution(names, picked, len(labels), ends))
+        cells = {**picked}
+        for policy, pairs in ends.items():
+            cells[f"{policy}, lower"], cells[f"{policy}, upper"] = (
+                [float(pair[end]) for pair in pairs] for end in (0, 1)
+            )
+        cells |= {heading: [float(values[at]) for at in shown] for heading, values in (columns or {}).items()}
+        rows = [[name, *(values[at] for values in cells.values())] for at, name in enumerate(names)]
+        inner = table("Probabilities", ["Response", *cells], rows)
         numbers = f"<details><summary>The same in numbers</summary>{inner}</details>"
-        return self._section(title, note, f"<div data-controls>{controls}{block}</div>", numbers)
+        chosen = controls(key(self.palette, list(picked))) if len(picked) > 1 else ""
+        return self._section(title, note, f"<div data-controls>{chosen}{block}</div>", numbers)
 
     def add_table(
         self,
         title: str,
         columns: Sequence[str],
         rows: Sequence[Sequence[Any] | Mapping[str, Any]],
+        groups: Sequence[str] | None = None,
         caption: str = "",
         note: str = "",
+        keyed: bool = False,
     ) -> Report:
         """A sortable table; cells are numbers, texts or None.
+
+        Args:
+            title: heading of the section.
+            columns: headings.
+            rows: one value a column.
+            groups: the solver of each row, with whom it is hidden.
+            caption: of the table, where it says more than the title.
+            note: a paragraph below the heading.
+            keyed: whether there is a key above, whose entries hide solvers.
 
         Raises:
             BadInput: a row does not fit the columns.
         """
-        return self._section(title, note, table(caption or title, columns, rows))
+        made = table(caption or title, columns, rows, groups, captioned=bool(caption))
+        if groups is not None and keyed:
+            made = f"<div data-controls>{controls(key(self.palette, list(dict.fromkeys(groups))))}{made}</div>"
+        return self._section(title, note, made)
 
     def add_samples(
         self, samples: Sequence[Mapping[str, Any]], title: str = "Samples to read", note: str = ""
@@ -292,7 +355,7 @@ class Report:
 
     def _answer(self, name: str, text: str, remark: str | None) -> str:
         small = f"<small>{escape(remark)}</small>" if remark else ""
-        tone = self._palette[name].colour
+        tone = self.palette[name].colour
         shown = escape(text) if text.strip() else "<em>(empty)</em>"
         return f'<div class="answer" style="--tone:{tone}"><h4>{escape(name)}</h4><p>{shown}</p>{small}</div>'
 
@@ -305,29 +368,7 @@ class Report:
 
     def html(self) -> str:
         """The page as text."""
-        from plotly.offline import get_plotlyjs
-
-        assets = resources.files("nlhf_zoo.report") / "assets"
-        light, dark = stylesheet()
-        css = (assets / "report.css").read_text("utf-8").replace("/*LIGHT*/", light).replace("/*DARK*/", dark)
-        verdicts = "".join(
-            f'<li class="{sign}"><span class="sign" aria-hidden="true">{_SIGNS[sign][0]}</span>'
-            f'<span><span class="unseen">{_SIGNS[sign][1]}</span>{escape(text)}</span></li>'
-            for sign, text in self._verdicts
-        )
-        contents = "".join(f'<li><a href="#part-{at}">{escape(t)}</a></li>' for at, (t, _) in enumerate(self._sections))
-        parts = {
-            "title": escape(self.title),
-            "summary": f'<p class="lead">{escape(self.summary)}</p>' if self.summary else "",
-            "verdicts": f'<ul class="verdicts" aria-label="Findings">{verdicts}</ul>' if verdicts else "",
-            "contents": f'<nav aria-label="Contents"><ol>{contents}</ol></nav>' if len(self._sections) > 1 else "",
-            "sections": "".join(html for _, html in self._sections),
-            "css": css,
-            "plotly": get_plotlyjs(),
-            "script": (assets / "report.js").read_text("utf-8"),
-        }
-        # One pass over the template: what is filled in is never searched for marks itself.
-        return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], (assets / "page.html").read_text("utf-8"))
+        return fill(self.title, self.summary, self._verdicts, self._sections)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the page: a whole file or none, also when interrupted.
@@ -344,46 +385,87 @@ class Report:
             raise BadInput(f"cannot write the report to {target}: {error.strerror}; choose another folder") from None
         return target
 
+    @contextlib.contextmanager
+    def chapter(self, title: str, note: str = "", folded: str = "") -> Iterator[None]:
+        """Sections that are added within become parts of one section, a heading lower.
+
+        Args:
+            title: heading of the whole.
+            note: a paragraph below it.
+            folded: where given, the parts are hidden below this line until it is clicked.
+        """
+        outer, self._sections = self._sections, []
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            inner, self._sections = self._sections, outer
+        parts = "".join(section.html for section in inner)
+        if folded:
+            parts = f'<details class="fold"><summary>{escape(folded)}</summary>{parts}</details>'
+        self._section(title, note, parts)
+
     def _section(self, title: str, note: str, *blocks: str) -> Report:
-        at = len(self._sections)
+        self._parts += 1
+        name, level = f"part-{self._parts}", 2 + self._depth
         lead = f"<p>{escape(note)}</p>" if note else ""
-        heading = f'<h2 id="part-{at}-title">{escape(title)}</h2>'
-        opening = f'<section id="part-{at}" aria-labelledby="part-{at}-title">'
-        self._sections.append((title, f"{opening}{heading}{lead}{''.join(blocks)}</section>"))
+        heading = f'<h{level} id="{name}-title">{escape(title)}</h{level}>'
+        opening = f'<section id="{name}" aria-labelledby="{name}-title"{" class=part" if self._depth else ""}>'
+        self._sections.append(Section(name, title, f"{opening}{heading}{lead}{''.join(blocks)}</section>"))
         return self
 
     def _figure(
         self, title: str, figure: Mapping[str, Any], summary: str, first: bool = True, headed: bool = False
     ) -> str:
         self._figures += 1
-        heading = f"<h3>{escape(title)}</h3>" if headed else ""
-        name = f"figure-{self._figures}"
+        level = 3 + self._depth
+        heading = f"<h{level}>{escape(title)}</h{level}>" if headed else ""
+        name, kind = f"figure-{self._figures}", figure["kind"]
+        # Figures are drawn when they come near the window: until then their place is kept.
+        room = f' style="min-height:{figures.height(figure)}px"' if kind == "rows" else ""
         return (
             f"<figure{' class=first' if first else ''}>{heading}"
-            f'<div class="plot" role="img" aria-label="{escape(f"{title}. {summary}")}" data-figure="{name}"></div>'
+            f'<div class="plot" role="img" aria-label="{escape(f"{title}. {summary}")}" data-figure="{name}"'
+            f' data-kind="{kind}"{room}></div>'
             f'<script type="application/json" id="{name}">{figures.embed(figure)}</script>'
             f"<figcaption>{escape(summary)}</figcaption></figure>"
         )
 
-    def _controls(self, groups: Sequence[str], axes: bool) -> str:
-        """The key of the colours, whose entries hide and show curves, and the choice of the horizontal axis."""
-        key = "".join(
-            f'<label class="choice key"><input type="checkbox" data-control="group" value="{escape(group)}" checked>'
-            f'<span class="swatch" style="border-color:{self._palette[group].colour}"></span>{escape(group)}</label>'
-            for group in groups
-        )
-        parts = [f"<fieldset><legend>Show</legend>{key}</fieldset>"]
-        if axes:
-            scope = f"controls-{self._figures}"
-            parts.append(_radios(f"{scope}-axis", "axis", "Against", ("queries", "seconds", "steps")))
-            parts.append(_radios(f"{scope}-scale", "scale", "Scale", ("log", "linear")))
-        return f'<div class="controls">{"".join(parts)}</div>'
+
+def _matrix_numbers(
+    names: Sequence[str], values: Sequence[Sequence[float]], ends: Sequence[Sequence[tuple[float, float]]] | None
+) -> str:
+    """The matrix as a table, where it is small enough to be read; with intervals, one row a pair."""
+    if len(names) > 12:
+        return ""
+    if ends is None:
+        rows = [[name, *row] for name, row in zip(names, values, strict=True)]
+        inner = table("Probability that the row beats the column", ["", *names], rows)
+    else:
+        pairs = [(i, j) for i in range(len(names)) for j in range(len(names)) if i != j]
+        rows = [[names[i], names[j], values[i][j], *ends[i][j]] for i, j in pairs]
+        inner = table("Win rates with 95 % intervals", ["Row", "Column", "Win rate", "Lower", "Upper"], rows)
+    return f"<details><summary>The same in numbers</summary>{inner}</details>"
 
 
-def _radios(name: str, control: str, legend: str, values: Sequence[str]) -> str:
-    choices = "".join(
-        f'<label class="choice"><input type="radio" name="{name}" data-control="{control}" value="{value}"'
-        f"{' checked' if at == 0 else ''}>{value}</label>"
-        for at, value in enumerate(values)
-    )
-    return f"<fieldset><legend>{legend}</legend>{choices}</fieldset>"
+def _win_rate(row: Mapping[str, Any], at: int) -> dict[str, Any]:
+    known = ("rate", "low", "high") if "rate" in row else ("wins",)
+    for name in ("policy", "comparisons", *known):
+        if name not in row:
+            raise BadInput(f"win rate row {at} has no {name!r}")
+    policy, judge, comparisons = str(row["policy"]), str(row.get("judge", "")), int(row["comparisons"])
+    if "rate" in row:
+        rate, low, high = (float(row[name]) for name in known)
+    else:
+        rate, (low, high) = float(row["wins"]) / comparisons, wilson_interval(float(row["wins"]), comparisons)
+    label = f"{policy} · {judge}" if judge else policy
+    return {
+        "policy": policy,
+        "judge": judge,
+        "label": label,
+        "rate": rate,
+        "low": low,
+        "high": high,
+        "comparisons": comparisons,
+    }

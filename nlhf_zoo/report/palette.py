@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections.abc import Mapping
 
 import attrs
 
@@ -11,11 +13,15 @@ __all__ = ["SHADES", "Ink", "Palette", "stylesheet"]
 
 @attrs.frozen
 class Ink:
-    """What a name is drawn with: `colour` and `band` are CSS variables, `marker` is a plotly symbol."""
+    """What a name is drawn with: `colour` and `band` are CSS variables, `marker` is a plotly symbol.
+
+    `light` is the colour itself, on a light page or on paper.
+    """
 
     colour: str
     band: str
     marker: str
+    light: str
 
 
 # (light page, dark page, marker). Okabe and Ito's hues, shifted until each has a contrast of 3:1 on both pages.
@@ -48,16 +54,37 @@ class Palette:
 
     def __getitem__(self, name: str) -> Ink:
         if name not in self._taken:
-            self._taken[name] = _FIXED[name] if name in _FIXED else self._free(name)
-        index = self._taken[name]
-        return Ink(f"var(--ink-{index})", f"var(--band-{index})", SHADES[index][2])
+            own = _FIXED.get(name)
+            self._taken[name] = own if own is not None and own not in self._taken.values() else self._free(name)
+        # Beyond the ninth name a colour comes again, with another marker.
+        again, shade = divmod(self._taken[name], len(SHADES))
+        marker = SHADES[(shade + 4 * again) % len(SHADES)][2]
+        return Ink(f"var(--ink-{shade})", f"var(--band-{shade})", marker, SHADES[shade][0])
+
+    def introduce(self, labels: Mapping[str, str]) -> None:
+        """Give each label an ink, the known one of the registered name behind it where that is free.
+
+        Args:
+            labels: label to registered name, as in "nash_mp, eta 0.2" to "nash_mp".
+        """
+        for label, name in sorted(labels.items(), key=lambda pair: pair[0] != pair[1]):
+            if name in _FIXED and _FIXED[name] not in self._taken.values():
+                self._taken.setdefault(label, _FIXED[name])
+        for label in labels:
+            _ = self[label]
+
+    def share(self, name: str, other: str) -> None:
+        """Let `name` be drawn as `other` is."""
+        _ = self[other]
+        self._taken.setdefault(name, self._taken[other])
 
     def _free(self, name: str) -> int:
         # Chosen by name first, so that a third-party solver tends to look the same in different reports.
         start = zlib.crc32(name.encode("utf-8", "replace")) % 3
         order = [*_FREE[start:3], *_FREE[:start], *_FREE[3:]]
         used = set(self._taken.values())
-        return next((index for index in order if index not in used), order[0])
+        slots = (index + len(SHADES) * again for again in itertools.count() for index in order)
+        return next(slot for slot in slots if slot not in used)
 
 
 def stylesheet() -> tuple[str, str]:

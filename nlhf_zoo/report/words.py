@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from nlhf_zoo.report.convergence import FLOOR, Check, Curve
+from nlhf_zoo.report.cycles import Cycles
 from nlhf_zoo.report.markup import number
 
 __all__ = [
+    "SAMPLED",
     "SHORT",
     "checked",
     "convergence",
     "convergence_table",
     "curves",
+    "curves_table",
     "distribution",
     "key",
     "matrix",
     "reading",
+    "waypoints",
     "win_rates",
 ]
 
@@ -28,6 +35,8 @@ _COLUMNS = {
     "kl_to_equilibrium": "KL to equilibrium",
     "span_to_equilibrium": "Span to equilibrium",
 }
+_MOST_SPOKEN = 6
+"""More win rates than this are counted in the caption, not read out: the table has them."""
 _TARGETS = ((1e-4, "10⁻⁴"), (1e-8, "10⁻⁸"))
 
 
@@ -78,7 +87,7 @@ def checked(metric: str, checks: Sequence[Check]) -> list[str]:
         else:
             result.append(
                 f"{head}all {check.points:,} measured values obey the claimed bound;"
-                f" the closest comes to {number(check.worst)} of it."
+                f" the closest reaches {number(check.worst)} of it."
             )
     if checks:
         result[-1] += " (Values below 10⁻¹² count as zero.)"
@@ -109,6 +118,37 @@ def _first_below(curve: Curve, target: float) -> float | None:
     return next((q for q, value in zip(curve.queries, curve.median, strict=True) if value <= target), None)
 
 
+SAMPLED = "median at some counts of queries"
+_WAYPOINTS = 8
+
+
+def waypoints(measured: Sequence[Curve]) -> tuple[list[str], list[list[Any]]]:
+    """A table of the curves: one row a count of queries, one column a solver."""
+    last = max(curve.queries[-1] for curve in measured)
+    firsts = [query for curve in measured for query in curve.queries if query > 0]
+    counts = np.geomspace(min(firsts), last, _WAYPOINTS).round() if firsts else np.zeros(0)
+    rows: list[list[Any]] = []
+    for count in [0.0, *np.unique(counts).tolist()]:
+        # The last value known at this count, and none beyond the end of a run.
+        known = [None if count > curve.queries[-1] else _held(curve, count) for curve in measured]
+        rows.append([count, *known])
+    return ["Queries", *(curve.solver for curve in measured)], rows
+
+
+def _held(curve: Curve, queries: float) -> float | None:
+    at = int(np.searchsorted(curve.queries, queries, side="right")) - 1
+    return curve.median[at] if at >= 0 else None
+
+
+def curves_table(
+    series: Mapping[str, Sequence[tuple[float, float]]], x_title: str
+) -> tuple[list[str], list[list[Any]]]:
+    """A table of plain curves: one row a place on the horizontal axis, one column a name."""
+    places = sorted({x for points in series.values() for x, _ in points})
+    known = {name: dict(points) for name, points in series.items()}
+    return [x_title, *series], [[x, *(found.get(x) for found in known.values())] for x in places]
+
+
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str, percent: bool) -> str:
     write = "{:.1%}".format if percent else number
     parts = [f"{name} from {write(points[0][1])} to {write(points[-1][1])}" for name, points in series.items()]
@@ -116,35 +156,67 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_
 
 
 def win_rates(points: Sequence[Mapping[str, Any]]) -> str:
-    parts = []
+    parts, sides = [], Counter[str]()
     for point in points:
         side = "not told apart from one half"
         if point["low"] > 0.5 or point["high"] < 0.5:
             side = "above one half" if point["low"] > 0.5 else "below one half"
+        sides[side] += 1
         parts.append(f"{point['label']} {point['rate']:.1%} ({point['low']:.1%} to {point['high']:.1%}, {side})")
-    return f"Bars are 95 % Wilson intervals, the dotted line is one half. {'; '.join(parts)}."
+    if len(points) > _MOST_SPOKEN:
+        parts = [f"{count:,} {side}" for side, count in sides.most_common()]
+    return f"Bars are 95 % intervals, the dotted line is one half. {'; '.join(parts)}."
 
 
-def matrix(labels: Sequence[str], values: Sequence[Sequence[float]], ordered: bool, omitted: int) -> str:
+def matrix(
+    labels: Sequence[str],
+    values: Sequence[Sequence[float]],
+    ordered: str,
+    omitted: int,
+    cycles: Cycles,
+    support: int = 0,
+) -> str:
     size = len(labels)
     beaten = [sum(1 for other, value in enumerate(row) if other != at and value > 0.5) for at, row in enumerate(values)]
     top = max(range(size), key=lambda at: beaten[at])
-    order = " Ordered by the equilibrium, its likeliest response first." if ordered else ""
+    order = f" Ordered by the {ordered}, its likeliest first." if ordered else ""
+    if 0 < support < size:
+        order += f" The dotted lines end the {support:,} that it plays with at least 0.1 %."
     rest = f" {omitted:,} less likely responses are left out." if omitted else ""
     if size == 1:
         return f"One entry, {labels[0]}.{order}{rest}"
     if beaten[top] == size - 1:
-        return f"{labels[top]} beats every other with a probability above one half.{order}{rest}"
-    return (
-        f"Nothing beats every other; {labels[top]} beats the most, {beaten[top]:,} of {size - 1:,} with a probability"
-        f" above one half.{order}{rest}"
-    )
+        first = f"{labels[top]} beats every other with a probability above one half."
+    else:
+        first = (
+            f"Nothing beats every other; {labels[top]} beats the most, {beaten[top]:,} of {size - 1:,} with a"
+            " probability above one half."
+        )
+    return f"{first}{_cycles(labels, values, cycles)}{order}{rest}"
 
 
-def distribution(labels: Sequence[str], probabilities: Mapping[str, Sequence[float]], total: int) -> str:
+def _cycles(labels: Sequence[str], values: Sequence[Sequence[float]], cycles: Cycles) -> str:
+    if not cycles.clearest:
+        return " There is no cycle of three." if cycles.triples else ""
+    i, j, k = cycles.clearest[0]
+    links = [f"{labels[a]} beats {labels[b]} ({values[a][b]:.1%})" for a, b in ((i, j), (j, k), (k, i))]
+    number_of = "One" if cycles.count == 1 else f"{cycles.count:,}"
+    verb = "is a cycle" if cycles.count == 1 else "are cycles; the clearest"
+    return f" {number_of} of {cycles.triples:,} triples {verb}: {', '.join(links)}."
+
+
+def distribution(
+    labels: Sequence[str],
+    probabilities: Mapping[str, Sequence[float]],
+    total: int,
+    ends: Mapping[str, Sequence[tuple[float, float]]],
+) -> str:
     parts = []
     for policy, values in probabilities.items():
         best = max(range(len(labels)), key=lambda at: values[at])
-        parts.append(f"{policy} gives most to {labels[best]} ({values[best]:.1%})")
+        sure = f", between {ends[policy][best][0]:.1%} and {ends[policy][best][1]:.1%}" if policy in ends else ""
+        parts.append(f"{policy} gives most to {labels[best]} ({values[best]:.1%}{sure})")
     rest = f" The {len(labels):,} likeliest of {total:,} responses are drawn." if total > len(labels) else ""
-    return f"{'; '.join(parts)}.{rest}"
+    whiskers = " Whiskers are 95 % intervals: the preferences are known from counts only." if ends else ""
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}.{whiskers}{rest}"

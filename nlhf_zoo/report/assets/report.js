@@ -10,7 +10,7 @@
 
   // Colours are resolved when drawn, so that one figure serves both pages.
   const resolve = (value, key) => {
-    if (Array.isArray(value)) return key === "customdata" || key === "y" || key === "z" ? value : value.map((v) => resolve(v, key));
+    if (Array.isArray(value)) return ["customdata", "text", "x", "y", "z"].includes(key) ? value : value.map((v) => resolve(v, key));
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolve(v, k)]));
     }
@@ -21,20 +21,46 @@
     [0, css("--low")], [0.25, css("--low-mid")], [0.5, css("--middle")], [0.75, css("--high-mid")], [1, css("--high")],
   ];
 
+  const hidden = new Set();
   const state = (section) => ({
     axis: section?.querySelector("input[data-control=axis]:checked")?.value ?? "queries",
     scale: section?.querySelector("input[data-control=scale]:checked")?.value ?? "log",
-    hidden: new Set([...(section?.querySelectorAll("input[data-control=group]:not(:checked)") ?? [])].map((i) => i.value)),
+    cycle: section?.querySelector("input[data-control=cycle]:checked")?.value ?? "",
+    hidden,
   });
-  const axisTitle = { queries: "Oracle queries", seconds: "Seconds", steps: "Steps" };
+  const axisTitle = { queries: "Oracle queries", seconds: "Solver's wall time, seconds", tokens: "Generated tokens", steps: "Steps" };
 
-  const traces = (figure, now) => figure.data.map((trace) => {
+  const short = (value) => (value === null ? "–" : value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4
+    ? String(Number(value.toPrecision(4))) : value.toExponential(2));
+  // One curve is a line with its readings, and below it a band between two lines without width.
+  const curve = (trace, axes) => {
+    const spent = axes.filter((axis) => axis in trace.xs).map((axis) => [axis, trace.xs[axis]]);
+    const text = trace.y.map((value, at) => {
+      const range = trace.low ? `<br>${short(trace.low[at])} to ${short(trace.high[at])} over seeds` : "";
+      const rest = spent.filter(([, xs]) => xs[at] !== null).map(([axis, xs]) => `${axis} ${short(xs[at])}`).join(", ");
+      return value === null ? "" : `${short(value)}${range}<br>${rest}`;
+    });
+    const { low, high, fillcolor, ...line } = trace;
+    const drawn = { ...line, text, hovertemplate: "<b>%{fullData.name}</b> %{text}<extra></extra>" };
+    if (!low) return [drawn];
+    const edge = { type: "scatter", mode: "lines", group: trace.group, xs: trace.xs, hoverinfo: "skip",
+      line: { width: 0, color: trace.line.color } };
+    return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor }, drawn];
+  };
+  const traces = (figure, now) => figure.data.flatMap((trace) =>
+    trace.xs ? curve(trace, ["steps", "queries", "tokens", "seconds"]) : [trace]).map((trace) => {
     const drawn = resolve(trace, "");
     if (trace.xs) {
-      drawn.x = trace.xs[now.axis].map((x) => (now.scale === "log" && x !== null && x <= 0 ? null : x));
+      const xs = trace.xs[now.axis] ?? Object.values(trace.xs)[0];
+      drawn.x = xs.map((x) => (now.scale === "log" && x !== null && x <= 0 ? null : x));
       delete drawn.xs;
     }
     if (trace.colorscale === "diverging") drawn.colorscale = diverging();
+    if (trace.names) {
+      drawn.text = trace.names.map((row) => trace.names.map((column) => `${row} ${trace.verb} ${column}`));
+      delete drawn.names;
+      delete drawn.verb;
+    }
     if (trace.type === "heatmap" && now.narrow) {
       drawn.showscale = false;
       drawn.textfont = { size: figure.rows > 7 ? 8 : 10 };
@@ -77,6 +103,10 @@
         }
       }
       result.margin.t = 8; result.margin.b = 12;
+      const cycle = now.cycle === "" ? [] : figure.cycles[Number(now.cycle)];
+      const cells = cycle.map((row, at) => [row, cycle[(at + 1) % cycle.length]]);
+      result.shapes = [...(result.shapes ?? []), ...cells.map(([y, x]) => ({ type: "rect", x0: x - 0.5, x1: x + 0.5, y0: y - 0.5, y1: y + 0.5,
+        line: { width: figure.rows > 60 ? 2 : 3, color: css("--ink") } }))];
     }
     if (wide) {
       result.yaxis.showgrid = false;
@@ -93,7 +123,7 @@
   // Whole decades between ticks: half a decade is no round number.
   const spacing = (figure, now, name, narrow) => {
     const values = figure.data.filter((t) => !now.hidden.has(t.group))
-      .flatMap((t) => (name === "yaxis" ? t.y : t.xs[now.axis])).filter((v) => v > 0);
+      .flatMap((t) => (name === "yaxis" ? t.y : t.xs[now.axis] ?? [])).filter((v) => v > 0);
     const decades = Math.log10(values.reduce((a, b) => Math.max(a, b), 1e-300) / values.reduce((a, b) => Math.min(a, b), 1e300));
     return Math.max(1, Math.ceil(decades / (narrow ? 5 : 7)));
   };
@@ -103,10 +133,20 @@
     const now = { ...state(plot.closest("[data-controls]")), narrow: plot.clientWidth < 560 };
     const config = { displaylogo: false, responsive: false, displayModeBar: matchMedia("(hover: none)").matches ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"] };
+    plot.style.minHeight = 0;
     Plotly.react(plot, traces(figure, now), layout(figure, now, plot.clientWidth), config);
   };
+  // A figure is drawn when it comes near the window, and again when something about it changes.
   const plots = [...document.querySelectorAll(".plot")];
-  const drawAll = () => plots.forEach(draw);
+  const drawn = new Set();
+  const drawAll = () => drawn.forEach((plot) => plot.clientWidth && draw(plot));
+  const coming = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => {
+    coming.unobserve(target);
+    drawn.add(target);
+    draw(target);
+  }), { rootMargin: "600px 0px" });
+  plots.forEach((plot) => coming.observe(plot));
+  addEventListener("beforeprint", () => plots.filter((plot) => plot.clientWidth).forEach((plot) => { drawn.add(plot); draw(plot); }));
 
   const button = document.getElementById("theme");
   const showTheme = () => {
@@ -120,9 +160,23 @@
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { showTheme(); drawAll(); });
 
-  document.querySelectorAll("[data-controls]").forEach((section) => {
-    section.addEventListener("change", () => section.querySelectorAll(".plot").forEach(draw));
-  });
+  // Who is hidden is hidden on the whole page: figures, rows of tables, and the other keys.
+  const show = (group, shown) => {
+    hidden[shown ? "delete" : "add"](group);
+    document.querySelectorAll("input[data-control=group]").forEach((box) => { if (box.value === group) box.checked = shown; });
+    document.querySelectorAll("tr[data-group]").forEach((row) => { row.hidden = hidden.has(row.dataset.group); });
+    drawAll();
+  };
+  document.querySelectorAll("[data-controls]").forEach((section) => section.addEventListener("change", ({ target }) => {
+    if (target.dataset.control === "group") show(target.value, target.checked);
+    else section.querySelectorAll(".plot").forEach((plot) => drawn.has(plot) && draw(plot));
+  }));
+  // A browser may bring the boxes back as they were before a reload.
+  document.querySelectorAll("input[data-control=group]:not(:checked)").forEach((box) => show(box.value, false));
+  // A link into something folded opens it.
+  const unfold = () => document.getElementById(location.hash.slice(1))?.querySelector(":scope > details.fold")?.setAttribute("open", "");
+  addEventListener("hashchange", unfold);
+  unfold();
 
   const value = (row, at) => {
     const cell = row.cells[at];
@@ -156,7 +210,6 @@
   }));
 
   showTheme();
-  drawAll();
   let width = innerWidth;
   let waiting = 0;
   addEventListener("resize", () => {
