@@ -1,4 +1,4 @@
-"""Text files that are whole or not there."""
+"""Files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_text"]
+__all__ = ["write_bytes", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,10 +15,15 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, of any content."""
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         # mkstemp makes files for the owner alone; a result is as readable as any other file here.
         umask = os.umask(0)
         os.umask(umask)

@@ -1,0 +1,1 @@
+"""The head-to-head: games x solvers x seeds at equal budgets, into one folder."""
