@@ -152,7 +152,8 @@ def solve(
     seed: int = 0,
     policy: Policy | None = None,
     resume: State | None = None,
-    every: int = 1,
+    every: int | Callable[[State], bool] = 1,
+    strict: bool = False,
     target: TabularPolicy | None = None,
     progress: Callable[[State], None] | None = None,
 ) -> Result:
@@ -167,7 +168,9 @@ def solve(
         seed: of the generator that sampling oracles draw from.
         policy: where to start; the reference, unless given.
         resume: a state to go on from, instead of `policy`.
-        every: measure every so many steps (the first and the last always).
+        every: measure every so many steps, or where a function of the state says so (the first and the last
+            always).
+        strict: a step that ends beyond `queries` is taken back, so that no answer has cost more.
         target: the equilibrium, where it is known already; computed otherwise.
         progress: called with the state after each step.
 
@@ -178,7 +181,7 @@ def solve(
         raise BadInput("solve() needs a budget: give steps= or queries=")
     if steps is not None and steps < 0:
         raise BadInput(f"steps must be >= 0, got {steps}")
-    if every < 1:
+    if not callable(every) and every < 1:
         raise BadInput(f"every must be >= 1, got {every}")
     solver = configure(solver)
     first = policy or game.reference
@@ -203,9 +206,11 @@ def solve(
         begun = time.perf_counter()
         # Each step has a seed of its own, so that a resumed run draws what it would have drawn.
         generator.manual_seed(int(np.random.SeedSequence((seed, state.step)).generate_state(1, np.uint64)[0] >> 1))
-        state = _step(game, solver, state, generator)
-        seconds += time.perf_counter() - begun
-        if state.step % every == 0:
+        after = _step(game, solver, state, generator)
+        if strict and queries is not None and after.queries.total > queries:
+            break
+        state, seconds = after, seconds + time.perf_counter() - begun
+        if every(state) if callable(every) else state.step % every == 0:
             history.append(measure.row(state, seconds))
         if progress is not None:
             progress(state)

@@ -1,17 +1,17 @@
 """The folder of a comparison: what lies where, and how it is read and written.
 
-    config.yaml             the resolved settings
-    environment.json        versions, device, commit, command line, when
-    cells/<key>.json        one finished cell: what it was, its measurements, how it ended
-    results.parquet         tidy: one row a measurement, the columns in `COLUMNS`
-    games/<slug>.npz        P, labels, reference, equilibrium (both log-probabilities), beta, kind, and for win
-                            counts `wins`; of a game drawn from a seed, the one of the first seed
-    policies/<key>.npz      the final policy of a cell on a table: labels, probabilities
-    win_rates.parquet       language models: row, column, judge, mean, low, high, n, game (`WIN_RATE_COLUMNS`)
-    samples.jsonl           language models: game, policy, prompt, text
-    runs/<key>/             language models: the training run's own folder
-    summary.json            per game: table, ranks, verdict, tuning, uncertainty of the equilibrium
-    report.html             the page
+config.yaml             the resolved settings
+environment.json        versions, device, commit, command line, when
+cells/<key>.json        one finished cell: what it was, its measurements, how it ended
+results.parquet         tidy: one row a measurement, the columns in `COLUMNS`
+games/<slug>.npz        P, labels, reference, equilibrium (both log-probabilities), beta, kind, and for win
+                        counts `wins`; of a game drawn from a seed, the one of the first seed
+policies/<key>.npz      the final policy of a cell on a table: labels, probabilities
+win_rates.parquet       language models: row, column, judge, mean, low, high, n, game (`WIN_RATE_COLUMNS`)
+samples.jsonl           language models: game, policy, prompt, text
+runs/<key>/             language models: the training run's own folder
+summary.json            per game: table, ranks, verdict, tuning, uncertainty of the equilibrium
+report.html             the page
 """
 
 from __future__ import annotations
