@@ -20,7 +20,7 @@ from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.tabular import NotConverged, TabularPolicy, equilibrium
 
-__all__ = ["Result", "advance", "configure", "duality_gap", "iterates", "solve"]
+__all__ = ["Result", "advance", "configure", "duality_gap", "equilibrium_of", "iterates", "solve"]
 
 
 @attrs.frozen(eq=False)
@@ -219,6 +219,25 @@ def solve(
     return Result(state.current, history, state, game, solver, seed, converged)
 
 
+def equilibrium_of(game: Game) -> TabularPolicy | None:
+    """The equilibrium that `solve` measures distances to; `None` where there is none to find.
+
+    Raises:
+        NotConverged: there is, under the reverse KL, and it was not found.
+    """
+    if not isinstance(game.oracle, EnumerableOracle) or game.beta == 0 or _is_large(game.oracle):
+        return None
+    try:
+        return equilibrium(game)
+    except BadInput:  # an operator without a matrix, or a divergence that allows several equilibria
+        return None
+    except NotConverged:
+        # Under the reverse KL that is an error; under others the search has no second method yet.
+        if isinstance(game.divergence, ReverseKL):
+            raise
+        return None
+
+
 def _generator(policy: Policy, seed: int) -> torch.Generator:
     device = policy.log_probs.device if isinstance(policy, TabularPolicy) else "cpu"
     return torch.Generator(device).manual_seed(seed)
@@ -231,16 +250,7 @@ class _Measure:
         self.game = game
         self.possible = isinstance(policy, TabularPolicy) and isinstance(game.oracle, EnumerableOracle)
         self.gap_known = self.possible
-        self.target = target
-        if self.possible and target is None and game.beta > 0 and not _is_large(game.oracle):
-            try:
-                self.target = equilibrium(game)
-            except BadInput:  # an operator without a matrix, or a divergence that allows several equilibria
-                self.target = None
-            except NotConverged:
-                # Under the reverse KL that is an error; under others the search has no second method yet.
-                if isinstance(game.divergence, ReverseKL):
-                    raise
+        self.target = equilibrium_of(game) if self.possible and target is None else target
 
     def row(self, state: State, seconds: float) -> dict[str, Any]:
         row: dict[str, Any] = {

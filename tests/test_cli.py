@@ -18,11 +18,11 @@ from attrs import fields
 import nlhf_zoo as nz
 from nlhf_zoo import registry
 from nlhf_zoo.cli import main
-from nlhf_zoo.cli.answers import plain
 from nlhf_zoo.cli.config_files import as_yaml, read_config, scalar
 from nlhf_zoo.cli.flags import described, read, saved
 from nlhf_zoo.cli.solve import SolveOptions
 from nlhf_zoo.cli.train import VERB as TRAIN
+from nlhf_zoo.plain import plain
 from nlhf_zoo.training.config import TrainConfig
 
 COMMAND = Path(sys.executable).with_name("nlhf-zoo")

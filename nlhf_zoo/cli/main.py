@@ -94,7 +94,7 @@ def _answer(verb: Verb, argv: list[str]) -> int:
 def _print(answer: Answer, as_json: bool) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # one of several processes of one run: the first speaks for all
-    from nlhf_zoo.cli.answers import plain
+    from nlhf_zoo.plain import plain
 
     if as_json:
         print(json.dumps(plain(answer.document), indent=2, allow_nan=False))

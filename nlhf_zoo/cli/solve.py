@@ -163,7 +163,7 @@ def _played(options: SolveOptions, game: Game, solver: Solver) -> Result:
 
 
 def _document(options: SolveOptions, oracle: EnumerableOracle, result: Result) -> dict[str, Any]:
-    from nlhf_zoo.cli.answers import plain
+    from nlhf_zoo.plain import plain
     from nlhf_zoo.tabular import TabularPolicy
 
     assert isinstance(result.policy, TabularPolicy)

@@ -20,7 +20,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,11 @@ class Folder:
     def write_json(self, name: str, content: Any) -> None:
         write_text(self.root / name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
+    def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
+        import yaml
+
+        write_text(self.root / name, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
     def write_npz(self, path: Path, arrays: Mapping[str, Any]) -> None:
         import numpy as np
 
@@ -117,13 +122,13 @@ class Folder:
         np.savez(buffer, **arrays)
         write_bytes(path, buffer.getvalue())
 
-    def write_table(self, name: str, columns: Mapping[str, str], rows: Mapping[str, Iterable[Any]]) -> None:
-        """Columns of equal length as a parquet file."""
+    def write_table(self, name: str, columns: Mapping[str, str], values: Mapping[str, Any]) -> None:
+        """Columns of equal length, Arrow's or lists, as a parquet file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in columns.items()])
-        table = pa.table({column: list(rows[column]) for column in columns}, schema=schema)
+        table = pa.table({column: values[column] for column in columns}, schema=schema)
         sink = io.BytesIO()
         pq.write_table(table, sink)
         write_bytes(self.root / name, sink.getvalue())
