@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 # Each is a module of this package that holds `VERB`; imported when asked for, for a quick start.
-VERBS = ("list", "solve", "train", "check", "new")
+VERBS = ("list", "solve", "compare", "train", "check", "new")
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 

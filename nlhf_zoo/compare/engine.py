@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from nlhf_zoo.atomic import write_text
 from nlhf_zoo.compare.config import CompareConfig
 from nlhf_zoo.compare.entries import GameEntry, SolverEntry, game_entries, solver_entries
 from nlhf_zoo.compare.environment import environment
-from nlhf_zoo.compare.folder import Folder
+from nlhf_zoo.compare.folder import WIN_RATE_COLUMNS, Folder
 from nlhf_zoo.compare.kinds import kind_of
 from nlhf_zoo.compare.results import write_results
 from nlhf_zoo.compare.summary import Played, game_summary, overall
@@ -225,7 +227,7 @@ class _Work:
 
     def _summary(self, partial: bool, ended: Sequence[tuple[Run, Mapping[str, Any]]]) -> dict[str, Any]:
         games: dict[str, Any] = {}
-        contestants, rankings = [], []
+        contestants, rankings, win_rates, samples = [], [], [], []
         for game in self.games:
             kind = self.kinds[game.label]
             played = Played(
@@ -240,10 +242,17 @@ class _Work:
                 deterministic=kind.deterministic,
             )
             extra = kind.describe(self.folder, self._cells, self._after(game))
+            win_rates += [{"game": game.label, **row} for row in extra.pop("win_rates", ())]
+            samples += [{"game": game.label, **row} for row in extra.pop("samples", ())]
             budget = {"queries": self.config.queries, "tokens": self.config.tokens}
             games[game.label], ranks = game_summary(played, {"budget": budget, **extra})
             contestants.append(played.ranked()[0])
             rankings.append(ranks)
+        if win_rates:
+            columns = {name: [row[name] for row in win_rates] for name in WIN_RATE_COLUMNS}
+            self.folder.write_table("win_rates.parquet", WIN_RATE_COLUMNS, columns)
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+            write_text(self.folder.root / "samples.jsonl", "".join(lines))
         failed = sum("error" in cell for _, cell in ended)
         return plain(
             {

@@ -142,13 +142,13 @@ def _verdict(played: Played, table: Sequence[Mapping[str, Any]], ranks: Ranking 
         return "no run of every solver has ended yet"
     what = "duality gap" if played.metric == "duality_gap" else "win rate against the reference"
     if len(table) == 1:
-        return f"one solver only: {_end(table[0], played.metric, what)}"
+        return f"one solver only: {table[0]['solver']}, {_end(table[0], played.metric, what)}"
     best = [row for row in table if row["best"]]
     names = ", ".join(row["solver"] for row in best)
     if len(best) == 1:
-        leader = f"{_end(best[0], played.metric, what)}; next {_end(table[1], played.metric, what)}"
         how = "nothing is random here" if played.deterministic else f"{ranks.runs} runs each"
-        return f"{best[0]['solver']} is ahead: {leader} ({how})"
+        ends = [_end(row, played.metric, what) for row in (best[0], table[1])]
+        return f"{best[0]['solver']} is ahead, {ends[0]}; next is {table[1]['solver']}, {ends[1]} ({how})"
     if played.deterministic:
         return f"equal within rounding: {names}"
     if ranks.runs < FEWEST:
@@ -159,10 +159,10 @@ def _verdict(played: Played, table: Sequence[Mapping[str, Any]], ranks: Ranking 
 
 def _end(row: Mapping[str, Any], metric: str, what: str) -> str:
     if metric not in row["final"]:
-        return f"{row['solver']} failed"
+        return "which failed"
     value = row["final"][metric]["median"]
     shown = "below rounding" if better(metric) > 0 and value < FLOOR else f"{value:.3g}"
-    return f"{row['solver']} at a median {what} of {shown}"
+    return f"at a median {what} of {shown}"
 
 
 def overall(entries: Sequence[list[str]], rankings: Sequence[Ranking | None]) -> dict[str, Any] | None:
