@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nlhf_zoo import testing
-    from nlhf_zoo.compare import compare
+    from nlhf_zoo.comparison import compare
     from nlhf_zoo.data import read_matrix
     from nlhf_zoo.drive import Result, duality_gap, solve
     from nlhf_zoo.errors import BadInput
@@ -118,7 +118,7 @@ _ELSEWHERE = {
     "SampledOracle": "oracles",
     "SoftmaxPolicy": "tabular",
     "TabularPolicy": "tabular",
-    "compare": "compare",
+    "compare": "comparison",
     "duality_gap": "drive",
     "equilibrium": "tabular",
     "hookimpl": "registry",

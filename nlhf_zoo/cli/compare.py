@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nlhf_zoo.cli.verb import Answer, Entries, Verb
-from nlhf_zoo.compare.config import CompareConfig
+from nlhf_zoo.comparison.config import CompareConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,7 @@ __all__ = ["VERB"]
 def run(config: CompareConfig) -> Answer:
     """Play what is missing, and say who did best; the exit code is 1 where a run failed."""
     from nlhf_zoo.cli.terminal import progress_bar
-    from nlhf_zoo.compare.engine import run_comparison
+    from nlhf_zoo.comparison.engine import run_comparison
     from nlhf_zoo.report.markup import redact
 
     _check_types(config)
@@ -44,7 +44,7 @@ def _check_types(config: CompareConfig) -> None:
     """Values of hyperparameters and policy options against the annotations, ahead of any work."""
     from nlhf_zoo.cli.policies import check_policy_options
     from nlhf_zoo.cli.solvers import configured
-    from nlhf_zoo.compare.entries import grid_points
+    from nlhf_zoo.comparison.entries import grid_points
 
     check_policy_options(config.policy, config.policy_options)
     for raw in config.solvers:

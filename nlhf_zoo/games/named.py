@@ -28,8 +28,15 @@ class NamedGame:
 
 
 def is_registered(game: str) -> bool:
-    """Whether `game` is a registered name, which goes before a file of that name."""
-    return game in load().games
+    """Whether `game` is a registered name, which goes before a file of that name.
+
+    Raises:
+        BadInput: it is neither, and does not look like a file.
+    """
+    if game in load().games:
+        return True
+    _refuse_a_misspelt_name(game)
+    return False
 
 
 def named_game(
@@ -50,7 +57,6 @@ def named_game(
     if is_registered(game):
         oracle = _built(game, {"seed": seed, **parameters})
     else:
-        _refuse_a_misspelt_name(game)
         if parameters:
             raise BadInput(f"game {game}: parameters are for games by name; a file has none")
         read = read_matrix(game, smoothing=smoothing, kind=kind)

@@ -9,10 +9,10 @@ from typing import Any
 
 import attrs
 
-from nlhf_zoo.compare.claims import claimed
-from nlhf_zoo.compare.draws import CommonDraws
-from nlhf_zoo.compare.entries import GameEntry
-from nlhf_zoo.compare.tasks import Done, Run
+from nlhf_zoo.comparison.claims import claimed
+from nlhf_zoo.comparison.draws import CommonDraws
+from nlhf_zoo.comparison.entries import GameEntry
+from nlhf_zoo.comparison.tasks import Done, Run
 from nlhf_zoo.drive import Result, configure, equilibrium_of, solve
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import EnumerableOracle, Game, State

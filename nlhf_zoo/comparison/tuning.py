@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 
-from nlhf_zoo.compare.config import TUNING_SEEDS_FROM
-from nlhf_zoo.compare.entries import SolverEntry
-from nlhf_zoo.compare.scores import FLOOR, better, final
-from nlhf_zoo.compare.tasks import Run
+from nlhf_zoo.comparison.config import TUNING_SEEDS_FROM
+from nlhf_zoo.comparison.entries import SolverEntry
+from nlhf_zoo.comparison.scores import FLOOR, better, final
+from nlhf_zoo.comparison.tasks import Run
 
 __all__ = ["Choice", "chosen", "tuning_seeds"]
 

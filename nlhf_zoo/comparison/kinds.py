@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nlhf_zoo.compare.config import CompareConfig
-from nlhf_zoo.compare.entries import GameEntry, SolverEntry
-from nlhf_zoo.compare.folder import Folder
-from nlhf_zoo.compare.table import TableRun, labels_of, setting
-from nlhf_zoo.compare.tasks import Role, Run, Task
-from nlhf_zoo.compare.uncertainty import Uncertainty
+from nlhf_zoo.comparison.config import CompareConfig
+from nlhf_zoo.comparison.entries import GameEntry, SolverEntry
+from nlhf_zoo.comparison.folder import Folder
+from nlhf_zoo.comparison.table import TableRun, labels_of, setting
+from nlhf_zoo.comparison.tasks import Role, Run, Task
+from nlhf_zoo.comparison.uncertainty import Uncertainty
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.games.named import named_game
 from nlhf_zoo.tabular import find_winner
@@ -80,7 +80,7 @@ def kind_of(game: GameEntry, config: CompareConfig, root: Path) -> Kind:
     """
     if game.train is None:
         return _Table(game, config)
-    from nlhf_zoo.compare.language import LanguageKind
+    from nlhf_zoo.comparison.language import LanguageKind
 
     return LanguageKind(game, config, root)
 

@@ -11,11 +11,11 @@ from typing import Any
 import attrs
 import torch
 
-from nlhf_zoo.compare.config import CompareConfig
-from nlhf_zoo.compare.entries import GameEntry, SolverEntry
-from nlhf_zoo.compare.folder import Folder
-from nlhf_zoo.compare.kinds import Kind
-from nlhf_zoo.compare.tasks import Done, Role, Run, Task
+from nlhf_zoo.comparison.config import CompareConfig
+from nlhf_zoo.comparison.entries import GameEntry, SolverEntry
+from nlhf_zoo.comparison.folder import Folder
+from nlhf_zoo.comparison.kinds import Kind
+from nlhf_zoo.comparison.tasks import Done, Role, Run, Task
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.oracles import MatrixOracle
 from nlhf_zoo.tabular import find_winner

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from nlhf_zoo.compare.config import CompareConfig
+from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.errors import BadInput
 
 __all__ = ["GameEntry", "SolverEntry", "game_entries", "grid_points", "label_of", "solver_entries"]

@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 import numpy as np
 
-from nlhf_zoo.compare.entries import GameEntry
-from nlhf_zoo.compare.scores import FEWEST, FLOOR, Ranking, better, combined, final, ranking
-from nlhf_zoo.compare.tasks import Run
-from nlhf_zoo.compare.tuning import Choice
+from nlhf_zoo.comparison.entries import GameEntry
+from nlhf_zoo.comparison.scores import FEWEST, FLOOR, Ranking, better, combined, final, ranking
+from nlhf_zoo.comparison.tasks import Run
+from nlhf_zoo.comparison.tuning import Choice
 
 __all__ = ["Played", "game_summary", "overall"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nlhf_zoo.compare.folder import COLUMNS, Folder
-from nlhf_zoo.compare.tasks import Run
+from nlhf_zoo.comparison.folder import COLUMNS, Folder
+from nlhf_zoo.comparison.tasks import Run
 
 __all__ = ["write_results"]
 

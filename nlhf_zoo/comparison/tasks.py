@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import attrs
 
-from nlhf_zoo.compare.entries import GameEntry, label_of
+from nlhf_zoo.comparison.entries import GameEntry, label_of
 
 __all__ = ["Done", "Role", "Run", "Task", "run_version"]
 

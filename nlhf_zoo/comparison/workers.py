@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
-from nlhf_zoo.compare.tasks import Done, Task
+from nlhf_zoo.comparison.tasks import Done, Task
 from nlhf_zoo.errors import BadInput
 
 __all__ = ["attempt", "performed"]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlhf_zoo.compare.entries import GameEntry
-from nlhf_zoo.compare.table import labels_of, setting
-from nlhf_zoo.compare.tasks import Done, Task
+from nlhf_zoo.comparison.entries import GameEntry
+from nlhf_zoo.comparison.table import labels_of, setting
+from nlhf_zoo.comparison.tasks import Done, Task
 from nlhf_zoo.interfaces import Game
 from nlhf_zoo.oracles import MatrixOracle
 from nlhf_zoo.tabular import TabularPolicy, equilibrium, find_winner

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlhf_zoo.compare.config import CompareConfig
+from nlhf_zoo.comparison.config import CompareConfig
 
 if TYPE_CHECKING:
-    from nlhf_zoo.compare.engine import Comparison
+    from nlhf_zoo.comparison.engine import Comparison
 
 __all__ = ["CompareConfig", "compare"]
 
@@ -37,7 +37,7 @@ def compare(
     Raises:
         BadInput: a setting that cannot be used; nothing was played then.
     """
-    from nlhf_zoo.compare.engine import run_comparison
+    from nlhf_zoo.comparison.engine import run_comparison
     from nlhf_zoo.errors import BadInput
 
     try:

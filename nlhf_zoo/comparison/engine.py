@@ -11,16 +11,16 @@ from typing import Any
 import attrs
 
 from nlhf_zoo.atomic import write_text
-from nlhf_zoo.compare.config import CompareConfig
-from nlhf_zoo.compare.entries import GameEntry, SolverEntry, game_entries, solver_entries
-from nlhf_zoo.compare.environment import environment
-from nlhf_zoo.compare.folder import WIN_RATE_COLUMNS, Folder
-from nlhf_zoo.compare.kinds import kind_of
-from nlhf_zoo.compare.results import write_results
-from nlhf_zoo.compare.summary import Played, game_summary, overall
-from nlhf_zoo.compare.tasks import Run, Task
-from nlhf_zoo.compare.tuning import Choice, chosen, tuning_seeds
-from nlhf_zoo.compare.workers import performed
+from nlhf_zoo.comparison.config import CompareConfig
+from nlhf_zoo.comparison.entries import GameEntry, SolverEntry, game_entries, solver_entries
+from nlhf_zoo.comparison.environment import environment
+from nlhf_zoo.comparison.folder import WIN_RATE_COLUMNS, Folder
+from nlhf_zoo.comparison.kinds import kind_of
+from nlhf_zoo.comparison.results import write_results
+from nlhf_zoo.comparison.summary import Played, game_summary, overall
+from nlhf_zoo.comparison.tasks import Run, Task
+from nlhf_zoo.comparison.tuning import Choice, chosen, tuning_seeds
+from nlhf_zoo.comparison.workers import performed
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.plain import plain
 
