@@ -496,9 +496,10 @@ def test_language_models(tmp_path: Path) -> None:
     # 4 prompts of 3 answers: 12 queries and at most 72 tokens a batch.
     asked: Any = settings(games=[game], queries=60, tokens=10_000, seeds=2)
     comparison = nz.compare(**asked, out=out)
+    results = comparison.results()
     (summary,) = comparison.summary["games"].values()
     assert {row["queries"] for row in summary["table"]} == {60}
-    rows = comparison.results().to_pylist()
+    rows = results.to_pylist()
     assert {row["step"] for row in rows} == {0, 2, 4, 5}
     assert {row["metric"] for row in rows} == {"win_rate_training", "win_rate_held_out", "kl_to_reference", "length"}
     tokens = [
@@ -517,8 +518,7 @@ def test_language_models(tmp_path: Path) -> None:
         assert sum(shares.values()) == pytest.approx(1)
         assert shares.keys() == names
     assert not list(out.rglob("*.ckpt"))
-    again = nz.compare(**asked, out=out)
-    assert again.results().equals(comparison.results())
+    assert nz.compare(**asked, out=out).results().equals(results)
     asked |= {"solvers": ["nash_mp"], "queries": 10_000, "tokens": 100, "seeds": 1}
     tokens_first = nz.compare(**asked, out=tmp_path / "t")
     assert 100 <= tokens_first.results().column("tokens").to_pylist()[-1] < 100 + 72

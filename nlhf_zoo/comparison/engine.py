@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -222,7 +221,9 @@ class _Work:
         summary = self._summary(partial, ended)
         self.folder.write_json("summary.json", summary)
         if self.config.report and any(run.role == "run" and "rows" in cell for run, cell in ended):
-            importlib.import_module("nlhf_zoo.report.comparison").write_comparison(self.folder.root)
+            from nlhf_zoo.report.comparison import write_comparison
+
+            write_comparison(self.folder.root)
         return summary
 
     def _summary(self, partial: bool, ended: Sequence[tuple[Run, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from nlhf_zoo.registry import lookup
 from nlhf_zoo.tabular import TabularPolicy
 from nlhf_zoo.tabular.threads import one_thread
 
-__all__ = ["METRICS", "Setting", "TableRun", "setting"]
+__all__ = ["METRICS", "Due", "Setting", "TableRun", "labels_of", "setting"]
 
 METRICS = ("duality_gap", "kl_to_equilibrium", "span_to_equilibrium")
 _GROWTH = 10 ** (1 / 20)  # twenty measurements a decade of queries: a curve on a log axis needs no more
@@ -78,7 +78,7 @@ def _setting(entry_text: str, seed: int) -> Setting:
     return Setting(attrs.evolve(game, reference=initial), target, named.wins)
 
 
-class _Due:
+class Due:
     """Whether it is time to measure: whenever the queries (or steps, where nothing is asked) grew by a share."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class TableRun(Run):
             queries=self.queries,
             steps=self.steps,
             seed=self.seed,
-            every=_Due(),
+            every=Due(),
             strict=True,
             target=found.target,
         )
