@@ -22,7 +22,6 @@ from nlhf_zoo.cli.config_files import as_yaml, read_config, scalar
 from nlhf_zoo.cli.flags import described, read, saved
 from nlhf_zoo.cli.solve import SolveOptions
 from nlhf_zoo.cli.train import VERB as TRAIN
-from nlhf_zoo.comparison import CompareConfig
 from nlhf_zoo.plain import plain
 from nlhf_zoo.training.config import TrainConfig
 

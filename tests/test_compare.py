@@ -400,18 +400,24 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 
 
 COMMAND = ["--game", "low_rank", "--game-set", "responses=12", "--solver", "nash_mp", "--grid", "eta=0.05,0.2",
-           "--solver", "online_dpo", "--queries", "2000", "--seeds", "6", "--no-report"]  # fmt: skip
+           "--solver", "online_dpo", "--queries", "800", "--seeds", "6", "--no-report"]  # fmt: skip
 
 
-def started(out: Path, *more: str) -> subprocess.Popen[str]:
+def started(out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """The command in a process group of its own; what it says on stderr goes to a file beside `out`."""
     command = [sys.executable, "-m", "nlhf_zoo", "compare", *COMMAND, "--out", str(out), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with said(out).open("w", encoding="utf-8") as log:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
 
 
-def wait_for_cells(process: subprocess.Popen[str], out: Path, count: int) -> None:
+def said(out: Path) -> Path:
+    return out.with_suffix(".stderr")
+
+
+def wait_for_cells(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
     until = time.monotonic() + 120
     while len(list((out / "cells").glob("*.json")) if out.exists() else []) < count:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, said(out).read_text()
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -421,7 +427,7 @@ def wait_for_cells(process: subprocess.Popen[str], out: Path, count: int) -> Non
 def test_killed_twice_it_ends_with_the_same(jobs: str, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = started(whole)
-    assert process.wait(250) == 0, process.communicate()
+    assert process.wait(250) == 0
     for count in (2, 9):
         process = started(broken, "--jobs", jobs)
         wait_for_cells(process, broken, count)
@@ -430,13 +436,12 @@ def test_killed_twice_it_ends_with_the_same(jobs: str, tmp_path: Path) -> None:
         assert not (broken / "summary.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in (broken / "cells").glob("*.json")}
     process = started(broken, "--jobs", jobs)
-    assert process.wait(250) == 0, process.communicate()
+    assert process.wait(250) == 0
     assert measured(broken) == measured(whole)
     summaries = [told(folder) for folder in (broken, whole)]
     assert summaries[0]["games"] == summaries[1]["games"]
     after = {path.name: path.stat().st_mtime_ns for path in (broken / "cells").glob("*.json")}
     assert kept.items() <= after.items()
-    assert not list(broken.rglob("*.part")) or jobs == "2"
 
 
 @pytest.mark.slow
@@ -446,8 +451,8 @@ def test_ctrl_c_leaves_a_readable_part(jobs: str, tmp_path: Path) -> None:
     process = started(out, "--jobs", jobs)
     wait_for_cells(process, out, 6)  # four of them are tuning
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=100)
-    assert process.returncode == 130
+    assert process.wait(100) == 130
+    error = said(out).read_text()
     assert "the same command goes on with it" in error
     assert "Traceback" not in error
     summary = told(out)
