@@ -563,3 +563,10 @@ def test_a_cluster_loses_a_node_and_nothing_else(tmp_path: Path, monkeypatch: py
         ray.shutdown()
         cluster.shutdown()
     assert measured(tmp_path / "cluster") == measured(tmp_path / "alone")
+
+
+def test_the_report_is_written_and_names_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nlhf_zoo.report.comparison", reason="the page of a comparison is not part of this checkout")
+    arguments = ["--game", "rock_paper_scissors", "--solver", "nash_mp", "--solver", "mmd", "--queries", "20"]
+    assert main(["compare", *arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "rock_paper_scissors" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
