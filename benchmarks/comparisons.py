@@ -41,6 +41,7 @@ def main() -> None:
 
 def overhead(cells: int, queries: int, rounds: int) -> None:
     bare, whole, solvers = [], [], []
+    report = again = 0.0
     for _ in range(rounds):
         bare.append(timed(lambda: bare_loop(cells, queries)))
         with tempfile.TemporaryDirectory() as out:
