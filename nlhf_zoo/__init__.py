@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nlhf_zoo import testing
+    from nlhf_zoo.comparison import compare
     from nlhf_zoo.data import read_matrix
     from nlhf_zoo.drive import Result, duality_gap, solve
     from nlhf_zoo.errors import BadInput
@@ -97,6 +98,7 @@ __all__ = [
     "TabularPolicy",
     "Update",
     "__version__",
+    "compare",
     "contraction",
     "duality_gap",
     "equilibrium",
@@ -124,6 +126,7 @@ _ELSEWHERE = {
     "SampledOracle": "oracles",
     "SoftmaxPolicy": "tabular",
     "TabularPolicy": "tabular",
+    "compare": "comparison",
     "duality_gap": "drive",
     "equilibrium": "tabular",
     "hookimpl": "registry",

@@ -20,7 +20,7 @@ from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.tabular import NotConverged, TabularPolicy, equilibrium
 
-__all__ = ["Result", "advance", "configure", "duality_gap", "iterates", "solve"]
+__all__ = ["Result", "advance", "configure", "duality_gap", "equilibrium_of", "iterates", "solve"]
 
 
 @attrs.frozen(eq=False)
@@ -152,7 +152,8 @@ def solve(
     seed: int = 0,
     policy: Policy | None = None,
     resume: State | None = None,
-    every: int = 1,
+    every: int | Callable[[State], bool] = 1,
+    strict: bool = False,
     target: TabularPolicy | None = None,
     progress: Callable[[State], None] | None = None,
 ) -> Result:
@@ -167,7 +168,9 @@ def solve(
         seed: of the generator that sampling oracles draw from.
         policy: where to start; the reference, unless given.
         resume: a state to go on from, instead of `policy`.
-        every: measure every so many steps (the first and the last always).
+        every: measure every so many steps, or where a function of the state says so (the first and the last
+            always).
+        strict: a step that ends beyond `queries` is taken back, so that no answer has cost more.
         target: the equilibrium, where it is known already; computed otherwise.
         progress: called with the state after each step.
 
@@ -178,7 +181,7 @@ def solve(
         raise BadInput("solve() needs a budget: give steps= or queries=")
     if steps is not None and steps < 0:
         raise BadInput(f"steps must be >= 0, got {steps}")
-    if every < 1:
+    if not callable(every) and every < 1:
         raise BadInput(f"every must be >= 1, got {every}")
     solver = configure(solver)
     first = policy or game.reference
@@ -203,15 +206,36 @@ def solve(
         begun = time.perf_counter()
         # Each step has a seed of its own, so that a resumed run draws what it would have drawn.
         generator.manual_seed(int(np.random.SeedSequence((seed, state.step)).generate_state(1, np.uint64)[0] >> 1))
-        state = _step(game, solver, state, generator)
-        seconds += time.perf_counter() - begun
-        if state.step % every == 0:
+        after = _step(game, solver, state, generator)
+        if strict and queries is not None and after.queries.total > queries:
+            break
+        state, seconds = after, seconds + time.perf_counter() - begun
+        if every(state) if callable(every) else state.step % every == 0:
             history.append(measure.row(state, seconds))
         if progress is not None:
             progress(state)
     if history[-1]["step"] != state.step:
         history.append(measure.row(state, seconds))
     return Result(state.current, history, state, game, solver, seed, converged)
+
+
+def equilibrium_of(game: Game) -> TabularPolicy | None:
+    """The equilibrium that `solve` measures distances to; `None` where there is none to find.
+
+    Raises:
+        NotConverged: there is, under the reverse KL, and it was not found.
+    """
+    if not isinstance(game.oracle, EnumerableOracle) or game.beta == 0 or _is_large(game.oracle):
+        return None
+    try:
+        return equilibrium(game)
+    except BadInput:  # an operator without a matrix, or a divergence that allows several equilibria
+        return None
+    except NotConverged:
+        # Under the reverse KL that is an error; under others the search has no second method yet.
+        if isinstance(game.divergence, ReverseKL):
+            raise
+        return None
 
 
 def _generator(policy: Policy, seed: int) -> torch.Generator:
@@ -226,16 +250,7 @@ class _Measure:
         self.game = game
         self.possible = isinstance(policy, TabularPolicy) and isinstance(game.oracle, EnumerableOracle)
         self.gap_known = self.possible
-        self.target = target
-        if self.possible and target is None and game.beta > 0 and not _is_large(game.oracle):
-            try:
-                self.target = equilibrium(game)
-            except BadInput:  # an operator without a matrix, or a divergence that allows several equilibria
-                self.target = None
-            except NotConverged:
-                # Under the reverse KL that is an error; under others the search has no second method yet.
-                if isinstance(game.divergence, ReverseKL):
-                    raise
+        self.target = equilibrium_of(game) if self.possible and target is None else target
 
     def row(self, state: State, seconds: float) -> dict[str, Any]:
         row: dict[str, Any] = {

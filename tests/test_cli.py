@@ -18,11 +18,11 @@ from attrs import fields
 import nlhf_zoo as nz
 from nlhf_zoo import registry
 from nlhf_zoo.cli import main
-from nlhf_zoo.cli.answers import plain
 from nlhf_zoo.cli.config_files import as_yaml, read_config, scalar
 from nlhf_zoo.cli.flags import described, read, saved
 from nlhf_zoo.cli.solve import SolveOptions
 from nlhf_zoo.cli.train import VERB as TRAIN
+from nlhf_zoo.plain import plain
 from nlhf_zoo.training.config import TrainConfig
 
 COMMAND = Path(sys.executable).with_name("nlhf-zoo")
@@ -528,10 +528,10 @@ def test_bad_reference(content: str, words: str, capsys: pytest.CaptureFixture[s
         ("solve --game game.csv --set eta=.nan", "'eta' must be > 0"),
         ("solve --game game.csv --set eta", "--set takes KEY=VALUE, got 'eta'"),
         ("solve --game game.csv --set eta=[1", "is not a YAML value"),
-        ("solve --game game.csv --game-set rank=2", "--game-set is for games by name"),
+        ("solve --game game.csv --game-set rank=2", "parameters are for games by name"),
         ("solve --game low_rank --game-set rnk=2", "low_rank has no parameter 'rnk'"),
         ("solve --game low_rank --game-set rank=x", "low_rank: rank must be a whole number"),
-        ("solve --game low_rank --game-set games=2", "solve plays one"),
+        ("solve --game low_rank --game-set games=2", "give one"),
         ("solve game.csv", "unexpected argument 'game.csv'"),
         ("solve --game game.csv --json=yes", "--json takes no value"),
         ("check", "check needs SOLVER"),

@@ -1,32 +1,15 @@
-"""Answers on their way out: plain JSON values, and folders whose files are whole or not there."""
+"""Folders that answers go to, whose files are whole or not there."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nlhf_zoo.atomic import write_text
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["claim_folder", "plain", "write_files"]
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's types: a number that is not finite is null, an unknown object its text."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, Iterable):
-        return [plain(item) for item in value]
-    return str(value)
+__all__ = ["claim_folder", "write_files"]
 
 
 def claim_folder(out: Path, overwrite: bool) -> None:

@@ -92,14 +92,41 @@ class _Assign(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         gathered = dict(getattr(namespace, self.dest, None) or {})
         for text in values:
-            key, equals, value = text.partition("=")
-            if not equals or not key:
-                raise BadInput(f"{option_string} takes KEY=VALUE, got {text!r}")
+            key, value = self.pair(text, option_string)
             gathered[key] = scalar(value)
         setattr(namespace, self.dest, gathered)
 
+    @staticmethod
+    def pair(text: str, option_string: str | None) -> tuple[str, str]:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise BadInput(f"{option_string} takes KEY=VALUE, got {text!r}")
+        return key, value
+
+
+class _Begin(argparse.Action):
+    """NAME of a new entry of a list."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest, None) or []), {"name": values}])
+
+
+class _Fill(_Assign):
+    """KEY=VALUE or KEY=VALUE,VALUE, for the last entry of a list."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        entries = getattr(namespace, self.dest, None)
+        if not entries:
+            raise BadInput(f"{option_string} {values[0]}: stands before the entry that it is about; put it after")
+        options = entries[-1].setdefault("options", {})
+        for text in values:
+            key, value = self.pair(text, option_string)
+            options[key] = scalar(f"[{value}]") if "," in value and value[0] != "[" else scalar(value)
+
 
 def _flag(verb: Verb, field: str) -> str:
+    if field in verb.entries:
+        return verb.entries[field].flag
     return verb.flags.get(field, "--" + field.replace("_", "-"))
 
 
@@ -142,7 +169,12 @@ def _add(parser: ArgumentParser, verb: Verb, field: attrs.Attribute[Any], hint: 
         parser.add_argument(field.name, nargs="?", help=text)
         return
     options: dict[str, Any] = {"dest": field.name, "default": default, "help": text}
-    if hint is bool:
+    if field.name in verb.entries:
+        entries = verb.entries[field.name]
+        parser.add_argument(entries.flag, action=_Begin, metavar="NAME", **options)
+        options["help"] = f"{entries.filled}, of the {entries.flag} before it"
+        parser.add_argument(*entries.fill, action=_Fill, nargs="+", metavar="KEY=VALUE[,VALUE]", **options)
+    elif hint is bool:
         parser.add_argument(_flag(verb, field.name), action=ActionYesNo(no_prefix="no-"), **options)
     elif typing.get_origin(hint) is Mapping or hint is Mapping:
         parser.add_argument(_flag(verb, field.name), action=_Assign, nargs="+", metavar="KEY=VALUE", **options)
@@ -203,7 +235,9 @@ def _explained(verb: Verb, message: str) -> str:
         if not first.startswith("-"):
             return f"unexpected argument {first!r}; {help_}"
         name = first.partition("=")[0]
-        known = [*(_flag(verb, f.name) for f in attrs.fields(verb.options)), "--config", "--json", "--help"]
+        filling = [flag for entries in verb.entries.values() for flag in entries.fill]
+        fields = (_flag(verb, f.name) for f in attrs.fields(verb.options))
+        known = [*fields, *filling, "--config", "--json", "--help"]
         near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
         return f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else help_)
     if match := re.match(r"argument (\S+?)(?:/\S+)?: (.*)", message):
@@ -244,6 +278,8 @@ def _from_config(verb: Verb, parser: ArgumentParser, path: str) -> dict[str, Any
 
 def _config_value(verb: Verb, parser: ArgumentParser, path: str, field: str, value: Any) -> Any:
     hint = typing.get_type_hints(verb.options)[field]
+    if field in verb.entries:
+        return value if isinstance(value, list) else [value]
     if typing.get_origin(hint) is Mapping:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise BadInput(f"{path}: {field} must be a mapping of names to values, got {value!r}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 # Each is a module of this package that holds `VERB`; imported when asked for, for a quick start.
-VERBS = ("list", "solve", "report", "train", "check", "new")
+VERBS = ("list", "solve", "compare", "report", "train", "check", "new")
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
@@ -94,7 +94,7 @@ def _answer(verb: Verb, argv: list[str]) -> int:
 def _print(answer: Answer, as_json: bool) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # one of several processes of one run: the first speaks for all
-    from nlhf_zoo.cli.answers import plain
+    from nlhf_zoo.plain import plain
 
     if as_json:
         print(json.dumps(plain(answer.document), indent=2, allow_nan=False))

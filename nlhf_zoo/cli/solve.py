@@ -112,56 +112,13 @@ def run(options: SolveOptions) -> Answer:
 
 
 def _oracle(options: SolveOptions) -> EnumerableOracle:
-    from nlhf_zoo.data import read_matrix
-    from nlhf_zoo.interfaces import EnumerableOracle
-    from nlhf_zoo.oracles import MatrixOracle, SampledOracle
-    from nlhf_zoo.registry import load
+    from nlhf_zoo.games.named import named_game
+    from nlhf_zoo.oracles import SampledOracle
 
-    if options.game in load().games:
-        oracle = _built(options)
-    else:
-        _refuse_a_misspelt_name(options.game)
-        if options.game_options:
-            raise BadInput("--game-set is for games by name; a file has no parameters")
-        read = read_matrix(options.game, smoothing=options.smoothing, kind=options.kind)
-        oracle = MatrixOracle(read.probabilities, read.labels)
-    if not isinstance(oracle, EnumerableOracle):
-        raise BadInput(f"game {options.game}: its responses cannot be listed; solve is for games where they can")
-    if oracle.batch_shape:
-        raise BadInput(f"game {options.game}: a batch of {tuple(oracle.batch_shape)} games; solve plays one")
+    oracle = named_game(
+        options.game, options.game_options, seed=options.seed, smoothing=options.smoothing, kind=options.kind
+    ).oracle
     return oracle if options.comparisons is None else SampledOracle(oracle, options.comparisons)
-
-
-def _refuse_a_misspelt_name(game: str) -> None:
-    from nlhf_zoo.registry import lookup
-
-    # With a suffix or a folder in it, a file is meant, and its reader says what is wrong with it.
-    if Path(game).suffix or len(Path(game).parts) != 1 or Path(game).exists():
-        return
-    try:
-        lookup("games", game)
-    except BadInput as error:
-        raise BadInput(str(error).replace(repr(game), f"{game!r}, nor a file of that name", 1)) from None
-
-
-def _built(options: SolveOptions) -> Any:
-    import inspect
-
-    from nlhf_zoo.registry import lookup
-
-    factory, name = lookup("games", options.game), options.game
-    arguments = {"seed": options.seed, **options.game_options}
-    known = inspect.signature(factory).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    unknown = next((key for key in arguments if key not in known), None)
-    if unknown is not None and not open_ended:
-        raise BadInput(f"game {name} has no parameter {unknown!r}; it has {', '.join(known) or 'none'}")
-    try:
-        return factory(**arguments)
-    except BadInput:
-        raise
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"game {name}: {error}") from None
 
 
 def _game(options: SolveOptions, oracle: EnumerableOracle) -> Game:
@@ -206,7 +163,7 @@ def _played(options: SolveOptions, game: Game, solver: Solver) -> Result:
 
 
 def _document(options: SolveOptions, oracle: EnumerableOracle, result: Result) -> dict[str, Any]:
-    from nlhf_zoo.cli.answers import plain
+    from nlhf_zoo.plain import plain
     from nlhf_zoo.tabular import TabularPolicy
 
     assert isinstance(result.policy, TabularPolicy)
@@ -275,12 +232,12 @@ def _name(oracle: EnumerableOracle, index: int) -> str | int:
 
 def _rooted(options: SolveOptions) -> SolveOptions:
     """The same with files named from the root, so that a saved config works from any folder."""
-    from nlhf_zoo.registry import load
+    from nlhf_zoo.games.named import is_registered
 
     def absolute(path: str) -> str:
         return str(Path(path).absolute())
 
-    game = options.game if options.game in load().games else absolute(options.game)
+    game = options.game if is_registered(options.game) else absolute(options.game)
     reference = None if options.reference is None else absolute(options.reference)
     return attrs.evolve(options, game=game, reference=reference)
 

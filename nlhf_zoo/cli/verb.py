@@ -10,7 +10,7 @@ import attrs
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["UNSAVED", "Answer", "Verb"]
+__all__ = ["UNSAVED", "Answer", "Entries", "Verb"]
 
 
 UNSAVED = {"saved": False}
@@ -33,6 +33,22 @@ class Answer:
 
 
 @attrs.frozen
+class Entries:
+    """A field that is a list of mappings: one flag begins an entry, others say more of the entry before them.
+
+    Attributes:
+        flag: takes the `name` of a new entry.
+        fill: flags that take KEY=VALUE, or KEY=VALUE,VALUE for several, into the entry's `options`; the first is
+            the one that help names.
+        filled: what KEY=VALUE is, for help.
+    """
+
+    flag: str
+    fill: tuple[str, ...]
+    filled: str
+
+
+@attrs.frozen
 class Verb:
     """One verb of the command line.
 
@@ -45,6 +61,7 @@ class Verb:
             Attributes section is their help. A field without default is required.
         run: does it.
         flags: flags of fields where the field's own name would not do.
+        entries: fields that are lists of entries.
         positional: the one field given without a flag, if any.
         configurable: whether `--config FILE` is taken.
     """
@@ -56,5 +73,6 @@ class Verb:
     run: Callable[[Any], Answer]
     description: str = ""
     flags: Mapping[str, str] = attrs.field(factory=dict)
+    entries: Mapping[str, Entries] = attrs.field(factory=dict)
     positional: str | None = None
     configurable: bool = True

@@ -15,10 +15,10 @@ import nlhf_zoo.testing.properties  # noqa: F401  # registers them
 from nlhf_zoo.drive import configure
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Solver
+from nlhf_zoo.tabular.threads import one_thread
 from nlhf_zoo.testing.case import Case, Endless, Skip, Violation
 from nlhf_zoo.testing.catalogue import PROPERTIES, Property
 from nlhf_zoo.testing.snippet import snippet
-from nlhf_zoo.testing.threads import one_thread
 
 __all__ = ["DEFAULT_EXAMPLES", "Report", "Result", "check_property", "check_solver"]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nlhf_zoo.drive import configure
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Guarantee, Solver
+from nlhf_zoo.tabular.threads import one_thread
 from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Skip
 from nlhf_zoo.testing.catalogue import PROPERTIES
@@ -20,7 +21,6 @@ from nlhf_zoo.testing.check import UNHURRIED
 from nlhf_zoo.testing.hardest import hard_cases, near_equilibrium
 from nlhf_zoo.testing.measure import Reading, heights, readings, recursion_readings
 from nlhf_zoo.testing.snippet import readings_snippet, snippet
-from nlhf_zoo.testing.threads import one_thread
 
 __all__ = ["Tightness", "falsify"]
 

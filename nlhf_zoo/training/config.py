@@ -65,6 +65,8 @@ class TrainConfig:
         steps: training batches, each one gradient step.
         engine: registered name of what generates responses: "builtin", "vllm", ...
         engine_options: keyword arguments of the engine.
+        queries: stop after the batch in which so many oracle queries were reached.
+        tokens: stop after the batch in which so many generated tokens were reached.
         batch_size: prompts a batch and device.
         num_samples: responses a prompt, >= 1; a solver whose policy meets itself needs 2.
         judge_chunks: parts that a batch is generated in, so that a judge that waits on a network is asked about one
@@ -98,9 +100,11 @@ class TrainConfig:
         log_every: batches between log rows.
         eval_every: batches between evaluations; 0 evaluates at the end only.
         eval_size: held-out prompts, where `eval_prompts` is not given.
+        split_seed: of the split into training and held-out prompts; `seed` unless given.
         eval_batch_size: prompts a batch of the evaluation.
         show_samples: held-out prompts whose answers are written to samples.jsonl, to read; 0 writes none.
         logger: "tensorboard", "csv" or "none".
+        progress: show a bar of the batches.
         resume: go on from the newest checkpoint in `out`, where there is one.
         trust_remote_code: run code that comes with a model from the hub; off unless asked.
     """
@@ -124,6 +128,8 @@ class TrainConfig:
     engine: str = "builtin"
     engine_options: Mapping[str, Any] = attrs.field(factory=dict)
     steps: int = attrs.field(default=1000, validator=_at_least(1))
+    queries: int | None = attrs.field(default=None, validator=attrs.validators.optional(_at_least(1)))
+    tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(_at_least(1)))
     batch_size: int = attrs.field(default=8, validator=_at_least(1))
     num_samples: int = attrs.field(default=2, validator=_at_least(1))
     judge_chunks: int = attrs.field(default=1, validator=_at_least(1))
@@ -152,8 +158,10 @@ class TrainConfig:
     log_every: int = attrs.field(default=1, validator=_at_least(1))
     eval_every: int = attrs.field(default=0, validator=_at_least(0))
     eval_size: int = attrs.field(default=64, validator=_at_least(1))
+    split_seed: int | None = None
     eval_batch_size: int = attrs.field(default=32, validator=_at_least(1))
     show_samples: int = attrs.field(default=8, validator=_at_least(0))
     logger: str = attrs.field(default="tensorboard", validator=attrs.validators.in_(("tensorboard", "csv", "none")))
+    progress: bool = True
     resume: bool = False
     trust_remote_code: bool = False

@@ -59,6 +59,11 @@ class NashTraining(LightningModule):
         """Wall time of the training, sessions before a resume included."""
         return self.seconds_before + time.perf_counter() - self._begun
 
+    @property
+    def queries(self) -> QueryCount:
+        """What this process has asked the oracle, in the update at hand too."""
+        return self._queries
+
     def on_fit_start(self) -> None:
         self._begun = time.perf_counter()
 

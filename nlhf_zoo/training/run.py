@@ -25,6 +25,7 @@ from nlhf_zoo.llm.loading import load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.oracles.audit import audit
 from nlhf_zoo.registry import Kind, lookup
+from nlhf_zoo.training.budget import Budget, over_all
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.evaluation import Answers, answer, report
 from nlhf_zoo.training.export import save_policy
@@ -34,7 +35,7 @@ from nlhf_zoo.training.networks import models_held
 from nlhf_zoo.training.quiet import quiet_lightning
 from nlhf_zoo.training.stream import PromptData, PromptText
 
-__all__ = ["train"]
+__all__ = ["judges_of", "prompts_of", "train"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
@@ -56,7 +57,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate, and write the run's folder.
 
     `config.out` receives config.yaml, checkpoints/, logs/, policy/ (transformers format, with tokenizer),
-    samples.jsonl and result.json, the last of these when all is done.
+    samples.jsonl, evaluations.jsonl (one row an evaluation on the way) and result.json, the last of these when all is
+    done.
 
     Returns:
         What result.json holds: solver, beta, steps, queries, seconds, tokens_generated, models_held, win_rate
@@ -90,8 +92,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "beta": config.beta,
         "steps": trainer.global_step,
         "solver_steps": module.state.step,
-        "queries": _over_all(trainer, module.state.queries.total),
-        "tokens_generated": _over_all(trainer, module.tokens_generated),
+        "queries": over_all(trainer, module.queries.total),
+        "tokens_generated": over_all(trainer, module.tokens_generated),
         "seconds": seconds,
         "models_held": held,
     }
@@ -101,14 +103,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         write_text(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     trainer.strategy.barrier()
     return result
-
-
-def _over_all(trainer: Trainer, count: int) -> int:
-    """The sum over all processes."""
-    if trainer.world_size == 1:
-        return count
-    total = trainer.strategy.reduce(torch.tensor(float(count), dtype=torch.float64), reduce_op="sum")
-    return int(total)
 
 
 def _checkpoint(config: TrainConfig) -> str | None:
@@ -134,7 +128,19 @@ def _step_of(path: Path) -> int:
 
 # What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
 _FREE = {
-    *("out", "resume", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "logger", "show_samples"),
+    *(
+        "out",
+        "resume",
+        "steps",
+        "queries",
+        "tokens",
+        "progress",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "logger",
+        "show_samples",
+    ),
     *("eval_every", "eval_batch_size", "eval_oracle", "eval_oracle_options"),
     *("accelerator", "devices", "strategy", "gradient_checkpointing", "trust_remote_code"),
 }
@@ -160,23 +166,35 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     if "llm" not in cls.backends:
         raise BadInput(f"{config.solver} runs on tables only; nlhf-zoo list shows which solvers train language models")
     solver = configure(config.solver, **{**cls.practical(config.beta), **config.solver_options})
-    prompts = read_prompts(config.prompts, column=config.prompt_column, split=config.prompt_split)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
-    if config.eval_prompts is None:
-        prompts, held_out = _split(prompts, config.eval_size, config.seed)
-    else:
-        held_out = read_prompts(config.eval_prompts, column=config.prompt_column, split=config.prompt_split)
-    oracles = {"training": _made("oracles", config.oracle, config.oracle_options)}
-    if config.eval_oracle is not None:
-        oracles["held_out"] = _made("oracles", config.eval_oracle, config.eval_oracle_options)
+    prompts, held_out = prompts_of(config, tokenizer)
+    oracles = judges_of(config)
     engine = _made("engines", config.engine, config.engine_options)
     decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature, engine=engine)
     pool = load_pool(config, tokenizer, decoding)
     game = Game(oracles["training"], pool.policy(pool.reference), config.beta)
-    held = _texts(held_out, tokenizer, config)
     module = NashTraining(pool, solver, game, config)
-    trainer = _trainer(config, checkpoint, [_Evaluate(config, oracles, held)])
-    return Run(config, solver, oracles, _texts(prompts, tokenizer, config), held, module, trainer)
+    trainer = _trainer(config, checkpoint, [_Evaluate(config, oracles, held_out)])
+    return Run(config, solver, oracles, prompts, held_out, module, trainer)
+
+
+def prompts_of(config: TrainConfig, tokenizer: Any) -> tuple[tuple[PromptText, ...], tuple[PromptText, ...]]:
+    """The prompts trained on, and the held-out ones of the evaluation."""
+    prompts = read_prompts(config.prompts, column=config.prompt_column, split=config.prompt_split)
+    if config.eval_prompts is None:
+        split_seed = config.seed if config.split_seed is None else config.split_seed
+        prompts, held_out = _split(prompts, config.eval_size, split_seed)
+    else:
+        held_out = read_prompts(config.eval_prompts, column=config.prompt_column, split=config.prompt_split)
+    return _texts(prompts, tokenizer, config), _texts(held_out, tokenizer, config)
+
+
+def judges_of(config: TrainConfig) -> dict[str, PreferenceOracle]:
+    """The judge trained against, "training", and the second one, "held_out", if any."""
+    oracles = {"training": _made("oracles", config.oracle, config.oracle_options)}
+    if config.eval_oracle is not None:
+        oracles["held_out"] = _made("oracles", config.eval_oracle, config.eval_oracle_options)
+    return oracles
 
 
 def _made(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
@@ -224,7 +242,9 @@ def _trainer(config: TrainConfig, checkpoint: str | None, watching: Sequence[Cal
         every_n_train_steps=config.checkpoint_every,
         save_on_train_epoch_end=False,
     )
-    callbacks: list[Callback] = [checkpoints, TQDMProgressBar(), *watching]
+    callbacks: list[Callback] = [checkpoints, *watching, Budget(config)]
+    if config.progress:
+        callbacks.append(TQDMProgressBar())
     if config.logger != "none":
         callbacks.append(LearningRateMonitor("step"))
     try:
@@ -240,6 +260,7 @@ def _trainer(config: TrainConfig, checkpoint: str | None, watching: Sequence[Cal
             logger=_logger(config, checkpoint),
             callbacks=callbacks,
             enable_model_summary=False,
+            enable_progress_bar=config.progress,
             use_distributed_sampler=False,
             default_root_dir=config.out,
         )

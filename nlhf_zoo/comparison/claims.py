@@ -1,0 +1,57 @@
+"""What a solver claims of its own measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from nlhf_zoo.interfaces import Game, Guarantee, Solver
+from nlhf_zoo.oracles.sampled import SampledOracle
+from nlhf_zoo.tabular import TabularPolicy
+
+__all__ = ["METRICS", "claimed"]
+
+METRICS: Mapping[str, str] = {
+    "kl": "kl_to_equilibrium",
+    "span": "span_to_equilibrium",
+    "duality_gap": "duality_gap",
+}
+"""A guarantee's metric -> the measurement that it speaks of."""
+
+
+def claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Measurement -> the bound at each row, where a guarantee of the last iterate speaks of this run.
+
+    Of several guarantees of one metric the least bound counts. Exact runs are spoken of by what is sure, sampled
+    ones by what is claimed of sampled ones; a claim is about exact tables, not about parametrised policies.
+    """
+    found: dict[str, list[float]] = {}
+    if not isinstance(game.reference, TabularPolicy) or type(game.reference) is not TabularPolicy:
+        return found
+    for guarantee in solver.guarantees:
+        if not _speaks_of(guarantee, game):
+            continue
+        metric = METRICS[guarantee.metric]
+        if metric not in history[0]:
+            continue
+        initial = torch.tensor(float(history[0][metric]), dtype=torch.float64)
+        assert guarantee.bound is not None
+        counted = "step" if guarantee.per == "step" else "queries"
+        values = [float(guarantee.bound(row[counted], game, initial)) for row in history]
+        before = found.get(metric, values)
+        found[metric] = [min(pair) for pair in zip(values, before, strict=True)]
+    return found
+
+
+def _speaks_of(guarantee: Guarantee, game: Game) -> bool:
+    sampled = isinstance(game.oracle, SampledOracle)
+    return (
+        guarantee.bound is not None
+        and guarantee.target is None
+        and guarantee.iterate == "last"
+        and guarantee.metric in METRICS
+        and (guarantee.certainty != "sure") == sampled
+        and guarantee.holds(game)
+    )

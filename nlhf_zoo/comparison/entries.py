@@ -1,0 +1,225 @@
+"""Games and solvers as people write them down, read into frozen settings; grids are spread out."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from nlhf_zoo.comparison.config import CompareConfig
+from nlhf_zoo.errors import BadInput
+
+__all__ = ["GameEntry", "SolverEntry", "game_entries", "grid_points", "label_of", "solver_entries"]
+
+
+@attrs.frozen(kw_only=True)
+class GameEntry:
+    """One game of a comparison, on a table or (`train`) on a language model.
+
+    Attributes:
+        name: registered name or file; of language-model runs, what to call them.
+        label: what it is called in results.
+        options: parameters of a registered game.
+        train: options of `nlhf-zoo train`, where it is a language model's.
+        digest: of the files that it reads, so that a changed file is another game.
+    """
+
+    name: str
+    label: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    train: Mapping[str, Any] | None = None
+    beta: float = 0.1
+    comparisons: int | None = None
+    reference: str | None = None
+    divergence: str = "reverse_kl"
+    divergence_options: Mapping[str, Any] = attrs.field(factory=dict)
+    smoothing: float = 0.5
+    kind: Literal["auto", "probabilities", "counts"] = "auto"
+    policy: str = "table"
+    policy_options: Mapping[str, Any] = attrs.field(factory=dict)
+    digest: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this game: all but what it is called, and where its files lie."""
+        found = attrs.asdict(self)
+        del found["label"]
+        if self.digest:
+            found["name"] = Path(self.name).name
+            found["reference"] = self.reference and Path(self.reference).name
+        return found
+
+
+@attrs.frozen(kw_only=True)
+class SolverEntry:
+    """One solver of a comparison: `points` are the hyperparameters to choose from, or the only ones."""
+
+    name: str
+    label: str
+    points: tuple[Mapping[str, Any], ...]
+
+
+def grid_points(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the listed values; a value that is no list stays as it is."""
+    lists = [value if isinstance(value, list | tuple) else [value] for value in options.values()]
+    for values in itertools.product(*lists):
+        yield dict(zip(options, values, strict=True))
+
+
+def label_of(name: str, options: Mapping[str, Any]) -> str:
+    """ "nash_mp eta=0.1" """
+    return " ".join([name, *(f"{key}={_short(value)}" for key, value in options.items())])
+
+
+def _short(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def solver_entries(config: CompareConfig) -> tuple[SolverEntry, ...]:
+    """The contestants, hyperparameters checked.
+
+    Raises:
+        BadInput: an unknown solver or hyperparameter, an empty grid, two contestants of one label.
+    """
+    from nlhf_zoo.drive import configure
+    from nlhf_zoo.registry import lookup
+
+    entries: list[SolverEntry] = []
+    for raw in config.solvers:
+        given = _mapping(raw, "solver", ("name", "options", "label"))
+        options = dict(given.get("options") or {})
+        name, points = lookup("solvers", str(given["name"])).name, tuple(grid_points(options))
+        if not points:
+            raise BadInput(f"solver {name}: a grid without a value; give {', '.join(options)} at least one")
+        for point in points:
+            configure(name, **point)
+        fixed = {key: value for key, value in options.items() if not isinstance(value, list | tuple)}
+        if len(points) == 1:
+            entries.append(SolverEntry(name=name, label=given.get("label") or label_of(name, points[0]), points=points))
+        elif config.tune:
+            label = given.get("label") or f"{label_of(name, fixed)} tuned"
+            entries.append(SolverEntry(name=name, label=label, points=points))
+        else:
+            entries += [SolverEntry(name=name, label=label_of(name, point), points=(point,)) for point in points]
+    _distinct(entries, "solvers")
+    return tuple(entries)
+
+
+def game_entries(raws: Sequence[Any], config: CompareConfig) -> tuple[GameEntry, ...]:
+    """The games, with what they leave open taken from `config`.
+
+    Raises:
+        BadInput: an unknown key, a file that cannot be read, two games of one label.
+    """
+    known = [field.name for field in attrs.fields(GameEntry) if field.name != "digest"]
+    entries: list[GameEntry] = []
+    for raw in raws:
+        given = _mapping(raw, "game", known)
+        if given.get("train") is not None:
+            entries.append(_language_entry(given))
+            continue
+        varied = {key: given[key] for key in ("beta", "comparisons") if key in given}
+        options = dict(given.get("options") or {})
+        for own in grid_points(varied):
+            for point in grid_points(options):
+                entries.append(_table_entry(given, config, own, point))
+    _distinct(entries, "games")
+    return tuple(entries)
+
+
+def _table_entry(
+    given: Mapping[str, Any], config: CompareConfig, own: Mapping[str, Any], options: Mapping[str, Any]
+) -> GameEntry:
+    from nlhf_zoo.games.named import is_registered
+
+    name, reference = str(given["name"]), given.get("reference")
+    file = None if is_registered(name) else name
+    policy = {"policy": config.policy, "policy_options": dict(config.policy_options)}
+    settings = {
+        "beta": config.beta,
+        "comparisons": config.comparisons,
+        **policy,
+        **given,
+        **own,
+        "name": name if file is None else str(Path(name).absolute()),
+        "options": options,
+        "reference": None if reference is None else str(Path(reference).absolute()),
+        "label": given.get("label") or label_of(Path(name).name if file else name, {**options, **own}),
+        "digest": _digest([path for path in (file, reference) if path is not None]),
+    }
+    entry = _built(settings)
+    if not entry.beta >= 0:
+        raise BadInput(f"game {entry.label}: beta must be >= 0, got {entry.beta}")
+    return entry
+
+
+def _language_entry(given: Mapping[str, Any]) -> GameEntry:
+    train = given["train"]
+    if not isinstance(train, Mapping):
+        raise BadInput(f"game {given['name']}: train must be a mapping of options of nlhf-zoo train, got {train!r}")
+    stray = next((key for key in given if key not in ("name", "label", "train")), None)
+    if stray is not None:
+        raise BadInput(f"game {given['name']}: {stray} goes into its train mapping")
+    for key in ("out", "solver", "solver_options", "seed", "resume"):
+        if key in train:
+            raise BadInput(f"game {given['name']}: train has {key!r}, which the comparison sets itself; drop it")
+    beta = float(train.get("beta", 1e-4))
+    return _built(
+        {
+            "name": str(given["name"]),
+            "label": given.get("label") or str(given["name"]),
+            "train": dict(train),
+            "beta": beta,
+        }
+    )
+
+
+def _built(settings: Mapping[str, Any]) -> GameEntry:
+    try:
+        return GameEntry(**settings)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"game {settings['label']}: {error}") from None
+
+
+def _mapping(raw: Any, what: str, known: Sequence[str]) -> Mapping[str, Any]:
+    given = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(given, Mapping):
+        raise BadInput(f"{what}: must be a name, or a mapping with name and options, got {given!r}")
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise BadInput(f"{what} {given.get('name', '')}: unknown key {key!r}; {hint}")
+    if given.get("name") is None and given.get("train") is not None:
+        given = {"name": "language model", **given}
+    if given.get("name") is None:
+        raise BadInput(f"{what}: has no name: {json.dumps(given, default=str)}")
+    if not isinstance(given.get("options") or {}, Mapping):
+        raise BadInput(f"{what} {given['name']}: options must be a mapping, got {given['options']!r}")
+    return given
+
+
+def _distinct(entries: Sequence[GameEntry] | Sequence[SolverEntry], what: str) -> None:
+    labels = [entry.label for entry in entries]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise BadInput(f"two {what} are called {twice!r}; drop one, or give it a `label:` in a YAML file")
+
+
+def _digest(paths: Sequence[str]) -> str:
+    if not paths:
+        return ""
+    found = hashlib.sha256()
+    for path in paths:
+        try:
+            found.update(Path(path).read_bytes())
+        except OSError:
+            continue  # whoever reads it next says what is wrong with it
+    return found.hexdigest()

@@ -1,0 +1,91 @@
+"""The pieces of work of a comparison: each has a key made of all that its outcome depends on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+
+from nlhf_zoo.comparison.entries import GameEntry, label_of
+
+__all__ = ["Done", "Role", "Run", "Task", "run_version"]
+
+Role = Literal["run", "tuning"]
+
+
+@attrs.frozen
+class Done:
+    """What a task came to.
+
+    Attributes:
+        content: what is written down, in JSON's types.
+        arrays: to be written beside it as npz, if any.
+    """
+
+    content: Mapping[str, Any]
+    arrays: Mapping[str, Any] | None = None
+
+
+class Task(ABC):
+    """Work that any process may do, in any order, with the same outcome."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """All that the outcome depends on, in JSON's types."""
+
+    @abstractmethod
+    def perform(self) -> Done: ...
+
+    @property
+    def key(self) -> str:
+        text = json.dumps(self.identity, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@attrs.frozen(kw_only=True)
+class Run(Task):
+    """One solver on one game under one seed: a cell."""
+
+    game: GameEntry
+    entry: str
+    name: str
+    options: Mapping[str, Any]
+    seed: int
+    role: Role
+    queries: int | None
+    tokens: int | None
+    steps: int | None
+
+    @property
+    def solver(self) -> str:
+        return label_of(self.name, self.options)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            "game": self.game.identity(),
+            "solver": self.name,
+            "options": dict(self.options),
+            "seed": self.seed,
+            "queries": self.queries,
+            "tokens": self.tokens,
+            "steps": self.steps,
+            "version": run_version(self.name),
+        }
+
+
+@functools.cache
+def run_version(solver: str) -> str:
+    """Of the zoo and of the solver's distribution: what another version computed is another cell."""
+    from importlib.metadata import version
+
+    from nlhf_zoo.registry import load
+
+    entry = load().solvers[solver]
+    return f"{version('nlhf-zoo')}, {entry.distribution} {entry.version}"

@@ -1,0 +1,71 @@
+"""Everyone against everyone: trained policies and their reference, on held-out prompts, under every judge."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from nlhf_zoo.llm import CausalLMPolicy
+from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
+from nlhf_zoo.llm.tokens import Decoding
+from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.evaluation import Answers, answer, win_rate
+from nlhf_zoo.training.run import judges_of, prompts_of
+
+__all__ = ["REFERENCE", "play_tournament"]
+
+REFERENCE = "reference"
+
+
+def play_tournament(config: TrainConfig, policies: Mapping[str, str]) -> dict[str, Any]:
+    """Win rates of every pair, and the answers that they were measured on.
+
+    Args:
+        config: of the runs; its judges, its held-out prompts, its reference.
+        policies: name -> folder in transformers format; the reference is added.
+
+    Returns:
+        `rows`: row, column, judge, mean, low, high, n, both ways round and each against itself; `samples`: policy,
+        prompt, text, for the first `config.show_samples` prompts.
+    """
+    tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
+    _, held_out = prompts_of(config, tokenizer)
+    decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature)
+
+    def loaded(folder: str) -> CausalLMPolicy:
+        network = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+        return CausalLMPolicy(network.eval(), tokenizer, decoding=decoding)
+
+    reference = loaded(config.reference or config.model)
+    answers: dict[str, Answers] = {}
+    # One policy in memory at a time, beside the reference; each draws from a seed of its own.
+    for at, (name, folder) in enumerate({REFERENCE: None, **policies}.items()):
+        policy = reference if folder is None else loaded(folder)
+        seed = config.seed + 101 + at
+        answers[name] = answer(policy, reference, held_out, seed=seed, batch_size=config.eval_batch_size)
+    samples = [
+        {"policy": name, "prompt": prompt.judged, "text": text}
+        for name, mine in answers.items()
+        for prompt, text in list(zip(mine.prompts, mine.texts, strict=True))[: config.show_samples]
+    ]
+    return {"rows": _win_rates(config, answers), "samples": samples}
+
+
+def _win_rates(config: TrainConfig, answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for judge, oracle in judges_of(config).items():
+        for name, mine in answers.items():
+            count = len(mine.texts)
+            rows.append(_row(name, name, judge, 0.5, 0.5, 0.5, count))
+        for one, other in itertools.combinations(answers, 2):
+            found = win_rate(oracle, answers[one], answers[other])
+            rows.append(_row(one, other, judge, found.mean, found.low, found.high, found.samples))
+            rows.append(_row(other, one, judge, 1 - found.mean, 1 - found.high, 1 - found.low, found.samples))
+    return rows
+
+
+def _row(row: str, column: str, judge: str, mean: float, low: float, high: float, n: int) -> dict[str, Any]:
+    return {"row": row, "column": column, "judge": judge, "mean": mean, "low": low, "high": high, "n": n}
