@@ -115,7 +115,8 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["testing"]]
+    extras = PROJECT["optional-dependencies"]
+    requirements = [*PROJECT["dependencies"], *extras["testing"], *extras["openai"]]
     declared = {normalised(requirement) for requirement in requirements} | {"nlhf-zoo"}
     providers = packages_distributions()
     undeclared = {
