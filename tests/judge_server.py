@@ -27,7 +27,7 @@ def well(number: int, asked: Asked) -> str:
     return "ok"
 
 
-def truth(first: str, second: str) -> float:
+def truth(first: str | float, second: str | float) -> float:
     """Q of the judge behind the server: the larger number is better, and the first place is liked a little."""
     return 1 / (1 + math.exp(-(float(first) - float(second)) / 4 - 0.5))
 
@@ -42,6 +42,7 @@ class JudgeServer:
 
     Attributes:
         plan: what to do with the n-th request about a pair, n from 1: "ok", or a way to misbehave.
+        quality: of a response, which this judge goes by.
         soft: whether log-probabilities are given to who asks for them.
         delivered: ordered pairs whose verdict was written out whole, in order, with the process that asked.
         requests: how often each ordered pair was asked for.
@@ -51,6 +52,7 @@ class JudgeServer:
     plan: Plan = well
     soft: bool = False
     tokens: tuple[int, int] = (100, 1)
+    quality: Callable[[str], float] = float
     url: str = ""
     delivered: list[tuple[Asked, str]] = attrs.field(factory=list)
     requests: Counter[Asked] = attrs.field(factory=Counter)
@@ -130,17 +132,20 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(200, self._completion(body, asked, "Both are fine."))
             case "slow":
                 time.sleep(0.1)
-        first = truth(*asked[1:]) > 0.5
+        first = self._truth(asked) > 0.5
         self._send(200, self._completion(body, asked, "A" if first else "B"))
         with self.judge.lock:
             self.judge.delivered.append((asked, self.headers.get("x-life", "")))
         return None
 
+    def _truth(self, asked: Asked) -> float:
+        return truth(*map(self.judge.quality, asked[1:]))
+
     def _completion(self, body: dict[str, Any], asked: Asked, content: str) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         choice["message"] = {"role": "assistant", "content": content}
         if body.get("logprobs") and self.judge.soft:
-            q = truth(*asked[1:])
+            q = self._truth(asked)
             # The rest of the mass is elsewhere, and one spelling of A has a space.
             likely = [("A", 0.6 * q), (" A", 0.2 * q), ("B", 0.8 * (1 - q)), ("The", 0.2)]
             entries = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in likely]
