@@ -77,9 +77,9 @@ def test_a_wrong_key_is_one_line_and_the_run_can_be_resumed(
         done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=250)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
-        last = done.stderr.strip().splitlines()[-1]
-        assert last.startswith(f"nlhf-zoo: judge {MODEL} at {server.url}: status 401")
-        assert "resume" in last
+        (said,) = (line for line in done.stderr.splitlines() if "nlhf-zoo:" in line)
+        assert f"nlhf-zoo: judge {MODEL} at {server.url}: status 401" in said
+        assert "resume" in said
         assert secret not in done.stderr + done.stdout
         for file in tmp_path.rglob("*"):
             assert file.is_dir() or secret.encode() not in file.read_bytes(), file
