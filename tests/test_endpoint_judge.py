@@ -319,7 +319,7 @@ from nlhf_zoo.oracles.build import build_oracle
 from nlhf_zoo.oracles.endpoint import oracle as _
 
 def judge(url, cache, log, count, concurrency):
-    options = {"model": "judge-1", "base_url": url, "key_env": "A_JUDGES_KEY", "cache": cache}
+    options = {"model": "judge-1", "base_url": url, "key_env": "A_JUDGES_KEY", "cache": cache, "backoff": 0.02}
     oracle = build_oracle("openai", {**options, "concurrency": concurrency})
     with open(log, "a") as used:
         for i in range(0, count, 4):
