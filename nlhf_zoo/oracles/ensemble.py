@@ -90,6 +90,7 @@ class EnsembleOracle(PreferenceOracle):
             raise BadInput("ensemble: two members have the same name; give them different ones with name")
         self.members, self.vote = tuple(members), vote
         self.disagreement = Disagreement()
+        self.waits = all(member.oracle.waits for member in members)
         # Members answer with probabilities here; a coin, if any, is thrown once, on what they come to.
         self.answers_by_coin = any(member.oracle.answers_by_coin for member in members)
 

@@ -115,6 +115,8 @@ class EndpointOracle(OrderedJudge):
         BadInput: the `openai` client is not installed, or the environment variable of the key is not set.
     """
 
+    waits = True
+
     def __init__(self, options: EndpointOptions, prompt: JudgePrompt, store: VerdictStore) -> None:
         self.options, self.prompt = options, prompt
         self.verdicts = Verdicts(store, self.identity)

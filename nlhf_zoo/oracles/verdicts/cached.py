@@ -37,7 +37,7 @@ class CachedOracle(PreferenceOracle):
         if isinstance(oracle, EnumerableOracle):
             raise BadInput("an oracle over listed responses needs no cache; leave the option out")
         self.base = oracle
-        self.answers_by_coin = oracle.answers_by_coin
+        self.answers_by_coin, self.waits = oracle.answers_by_coin, oracle.waits
         self.verdicts = Verdicts(store, identity)
 
     def __repr__(self) -> str:
