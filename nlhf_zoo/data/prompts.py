@@ -20,7 +20,7 @@ from nlhf_zoo.errors import BadInput
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Prompt", "read_prompts", "render_prompts"]
+__all__ = ["Prompt", "read_prompts", "render_prompts", "transcript"]
 
 Prompt = str | list[dict[str, str]]
 """A plain text, or chat messages with `role` and `content`, the last of them not the assistant's."""
@@ -93,6 +93,15 @@ def render_prompts(prompts: Iterable[Prompt], tokenizer: PreTrainedTokenizerBase
             )
         texts.append(_through_template(number, messages, tokenizer))
     return texts
+
+
+def transcript(prompt: Prompt) -> str:
+    """What a judge reads of a prompt: a single user message as it is, a longer chat as a transcript."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _through_template(number: int, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:

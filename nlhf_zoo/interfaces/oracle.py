@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -93,6 +93,11 @@ class PreferenceOracle(ABC):
     def queries(self) -> QueryCount:
         """All that this object was asked so far, measurements under `uncounted` left out."""
         return self._queries
+
+    @property
+    def measured(self) -> Mapping[str, float]:
+        """What this judge has to tell beside its answers (calls, money, disagreement, ...), for logs; by name."""
+        return {}
 
     @contextlib.contextmanager
     def uncounted(self) -> Generator[None]:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.oracles.build import Options, build_oracle, essential_options, traits
 from nlhf_zoo.registry.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from nlhf_zoo.interfaces import PreferenceOracle
     from nlhf_zoo.oracles.bradley_terry import BradleyTerryOracle
     from nlhf_zoo.oracles.callable import CallableOracle
+    from nlhf_zoo.oracles.endpoint.oracle import EndpointOracle
+    from nlhf_zoo.oracles.ensemble import EnsembleOracle
     from nlhf_zoo.oracles.factors import FactorOracle
+    from nlhf_zoo.oracles.generative_model import GenerativeModelOracle
     from nlhf_zoo.oracles.matrix import MatrixOracle
     from nlhf_zoo.oracles.pairwise_model import PairwiseModelOracle
     from nlhf_zoo.oracles.reward_model import RewardModelOracle
     from nlhf_zoo.oracles.sampled import SampledOracle
+    from nlhf_zoo.oracles.verdicts.cached import CachedOracle
 
 __all__ = [
     "BradleyTerryOracle",
+    "CachedOracle",
     "CallableOracle",
+    "EndpointOracle",
+    "EnsembleOracle",
     "FactorOracle",
+    "GenerativeModelOracle",
     "MatrixOracle",
     "PairwiseModelOracle",
     "RewardModelOracle",
@@ -31,8 +40,12 @@ __all__ = [
 
 _HOMES = {
     "BradleyTerryOracle": "bradley_terry",
+    "CachedOracle": "verdicts.cached",
     "CallableOracle": "callable",
+    "EndpointOracle": "endpoint.oracle",
+    "EnsembleOracle": "ensemble",
     "FactorOracle": "factors",
+    "GenerativeModelOracle": "generative_model",
     "MatrixOracle": "matrix",
     "PairwiseModelOracle": "pairwise_model",
     "RewardModelOracle": "reward_model",
@@ -55,8 +68,11 @@ def nlhf_zoo_oracles() -> Mapping[str, Callable[..., PreferenceOracle]]:
     return {
         "bradley_terry": _bradley_terry,
         "callable": _callable,
+        "ensemble": _ensemble,
         "factors": _factors,
+        "generative_model": _generative_model,
         "matrix": _matrix,
+        "openai": _openai,
         "pairwise_model": _pairwise_model,
         "reward_model": _reward_model,
     }
@@ -81,6 +97,130 @@ def _callable(*, function: str, symmetrise: bool | str = True) -> PreferenceOrac
     from nlhf_zoo.oracles.callable import CallableOracle
 
     return CallableOracle.load(str(function), symmetrise=_switch(symmetrise))
+
+
+@traits(
+    keeps_verdicts=True,
+    free=frozenset({"key_env", "concurrency", "timeout", "retries", "backoff", "unparsable", "cache"})
+    | frozenset({"max_calls", "max_money", "price_in", "price_out"}),
+)
+def _openai(
+    *,
+    model: str,
+    base_url: str | None = None,
+    key_env: str = "OPENAI_API_KEY",
+    template: str | None = None,
+    temperature: float | str | None = 0.0,
+    max_tokens: int | str = 16,
+    logprobs: str | bool = "auto",
+    top_logprobs: int | str = 20,
+    extra: Mapping[str, Any] | str | None = None,
+    concurrency: int | str = 16,
+    timeout: float | str = 60.0,
+    retries: int | str = 6,
+    backoff: float | str = 1.0,
+    unparsable: str = "error",
+    max_calls: int | str | None = None,
+    max_money: float | str | None = None,
+    price_in: float | str = 0.0,
+    price_out: float | str = 0.0,
+    cache: str | None = None,
+) -> PreferenceOracle:
+    """A chat model behind any OpenAI-compatible endpoint; the key comes from the environment variable `key_env`."""
+    from nlhf_zoo.oracles.endpoint.oracle import OPENAI_URL, EndpointOracle
+
+    return EndpointOracle.load(
+        model=str(model),
+        base_url=OPENAI_URL if base_url is None else str(base_url),
+        key_env=str(key_env),
+        template=template,
+        temperature=_optional("temperature", float, temperature),
+        max_tokens=_convert("max_tokens", int, max_tokens),
+        logprobs=str(logprobs).lower(),
+        top_logprobs=_convert("top_logprobs", int, top_logprobs),
+        extra=_structure("extra", Mapping, {} if extra is None else extra),
+        concurrency=_convert("concurrency", int, concurrency),
+        timeout=_convert("timeout", float, timeout),
+        retries=_convert("retries", int, retries),
+        backoff=_convert("backoff", float, backoff),
+        unparsable=str(unparsable),
+        max_calls=_optional("max_calls", int, max_calls),
+        max_money=_optional("max_money", float, max_money),
+        price_in=_convert("price_in", float, price_in),
+        price_out=_convert("price_out", float, price_out),
+        cache=cache,
+    )
+
+
+@traits(free=frozenset({"device", "batch_size", "cache"}))
+def _generative_model(
+    *,
+    path: str,
+    template: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int | str = 8,
+    max_length: int | str | None = None,
+    trust_remote_code: bool | str = False,
+    cache: str | None = None,
+) -> PreferenceOracle:
+    """A local language model, asked in words which response is better; the logits of its verdict are read."""
+    from nlhf_zoo.oracles.generative_model import GenerativeModelOracle
+
+    return GenerativeModelOracle.load(
+        str(path),
+        template=template,
+        device=str(device),
+        dtype=str(dtype),
+        batch_size=_convert("batch_size", int, batch_size),
+        max_length=_optional("max_length", int, max_length),
+        trust_remote_code=_switch(trust_remote_code),
+        cache=cache,
+    )
+
+
+def _essential_members(options: Options) -> Options:
+    members = [
+        {**member, "options": essential_options(member["oracle"], member["options"])}
+        for member in _members(options.get("members", ()))
+    ]
+    return {**options, "members": members}
+
+
+@traits(keeps_verdicts=True, essential=_essential_members)
+def _ensemble(
+    *, members: Sequence[Options] | str, vote: bool | str = False, cache: str | None = None
+) -> PreferenceOracle:
+    """Several judges, averaged or by majority: `members` is a list of {oracle, options, weight, name}."""
+    from pathlib import Path
+
+    from nlhf_zoo.oracles.ensemble import EnsembleOracle, Member
+
+    verdicts = None if cache is None else Path(cache)
+    built = [
+        Member(
+            str(member["name"]),
+            build_oracle(member["oracle"], member["options"], verdicts=verdicts),
+            _convert("weight", float, member["weight"]),
+        )
+        for member in _members(members)
+    ]
+    return EnsembleOracle(built, vote=_switch(vote))
+
+
+def _members(members: Any) -> list[dict[str, Any]]:
+    """Every member with all its fields; the name is the judge's own, numbered from the second of its kind on."""
+    full: list[dict[str, Any]] = []
+    for number, member in enumerate(_structure("members", Sequence, members), start=1):
+        fields = {"oracle": None, "options": {}, "weight": 1.0, "name": None}
+        if not isinstance(member, Mapping) or not {*member} <= {*fields} or not isinstance(member.get("oracle"), str):
+            raise BadInput(
+                f"ensemble: member {number} must be a mapping of oracle, and options, weight, name if need be"
+            )
+        one = {**fields, **member, "options": _structure("options", Mapping, member.get("options") or {})}
+        same = sum(other["oracle"] == one["oracle"] for other in full)
+        full.append({**one, "name": one["name"] or f"{one['oracle']}{f'_{same + 1}' if same else ''}"})
+    return full
 
 
 def _matrix(*, path: str, smoothing: float | str = 0.5, kind: str = "auto") -> PreferenceOracle:
@@ -130,6 +270,23 @@ def _convert(name: str, kind: Callable[[Any], Any], value: Any) -> Any:
         return kind(value)
     except (TypeError, ValueError) as error:
         raise BadInput(f"oracle option {name}: {value!r} does not fit ({error})") from error
+
+
+def _optional(name: str, kind: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None or str(value).lower() in ("none", "null") else _convert(name, kind, value)
+
+
+def _structure(name: str, kind: type, value: Any) -> Any:
+    """A list or a mapping, from a YAML file as it is or from a command line as text."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, kind) or isinstance(found, str):
+        raise BadInput(f"oracle option {name} must be a {'list' if kind is Sequence else 'mapping'}, as YAML or JSON")
+    return found
 
 
 def _switch(value: bool | str) -> bool:

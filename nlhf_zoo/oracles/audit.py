@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import attrs
 import torch
@@ -12,15 +12,10 @@ from torch import Tensor
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import PreferenceOracle
 from nlhf_zoo.intervals import wilson_interval
+from nlhf_zoo.oracles import orders
+from nlhf_zoo.oracles.ensemble import Disagreement, EnsembleOracle
 
-__all__ = ["AsksBothOrders", "Audit", "audit"]
-
-
-@runtime_checkable
-class AsksBothOrders(Protocol):
-    """An oracle that makes a judge antisymmetric by asking both orders, and can tell what it said of one."""
-
-    def one_order(self, prompts: Any, first: Any, second: Any) -> Tensor: ...
+__all__ = ["Audit", "accuracy", "audit"]
 
 
 @attrs.frozen(kw_only=True)
@@ -34,8 +29,13 @@ class Audit:
             favoured. Q is the judge's word in one order where the oracle averages both, otherwise P.
         order_flips: share of pairs whose winner changes with the order, by Q.
         decisiveness: mean |P(a, b) - 1/2| in [0, 1/2]; near 0 the oracle teaches nothing.
+        inconsistency: mean |Q - Q'| of two askings of the same question; `None` where the judge does not sample.
+        changed_verdicts: share of them whose winner changed.
+        disagreement: mean |P_i - P_j| between the members of an ensemble; `None` of a single judge.
+        split_verdicts: share of pairs in which members prefer different responses.
         accuracy: share of labelled pairs judged right, P = 1/2 counting half; `None` without labels.
         accuracy_interval: its 95 % Wilson interval.
+        labelled_pairs: how many there were.
     """
 
     pairs: int
@@ -43,8 +43,13 @@ class Audit:
     position_bias: float
     order_flips: float
     decisiveness: float
+    inconsistency: float | None = None
+    changed_verdicts: float | None = None
+    disagreement: float | None = None
+    split_verdicts: float | None = None
     accuracy: float | None = None
     accuracy_interval: tuple[float, float] | None = None
+    labelled_pairs: int = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -64,6 +69,13 @@ class Audit:
             found.append(
                 f"the oracle is near 1/2 (mean distance {self.decisiveness:.3g}): expect no gain over the reference"
             )
+        if self.changed_verdicts is not None and self.changed_verdicts > 0.1:
+            found.append(
+                f"the judge's winner changes in {self.changed_verdicts:.0%} of the pairs when it is asked again;"
+                " lower its temperature, or use log-probabilities"
+            )
+        if self.split_verdicts is not None and self.split_verdicts > 0.5:
+            found.append(f"the judges prefer different responses in {self.split_verdicts:.0%} of the pairs")
         if self.accuracy is not None and self.accuracy_interval is not None and self.accuracy_interval[0] <= 0.5:
             low, high = self.accuracy_interval
             found.append(
@@ -91,12 +103,14 @@ def audit(
     count = len(first)
     if count == 0:
         raise BadInput("an audit needs at least one pair of responses")
-    judge = oracle.one_order if isinstance(oracle, AsksBothOrders) else None
+    both = ((first, second), (second, first))
     with oracle.uncounted(), torch.no_grad():
-        forward, backward = (oracle.probability(prompts, *pair).double() for pair in ((first, second), (second, first)))
+        forward, backward = (oracle.probability(prompts, *pair).double() for pair in both)
         raw = [forward, backward]
-        if judge is not None:
-            raw = [judge(prompts, *pair).double() for pair in ((first, second), (second, first))]
+        if isinstance(oracle, orders.AsksBothOrders):
+            raw = [oracle.one_order(prompts, *pair).double() for pair in both]
+        again = orders.asked_again(oracle, prompts, first, second).double() if orders.samples(oracle) else None
+        apart = Disagreement.of(oracle.opinions(prompts, first, second)) if isinstance(oracle, EnsembleOracle) else None
     accuracy, interval = _accuracy(forward, labels)
     return Audit(
         pairs=count,
@@ -104,9 +118,22 @@ def audit(
         position_bias=float((raw[0] + raw[1] - 1).mean() / 2),
         order_flips=float(((raw[0] - 0.5) * (raw[1] - 0.5) > 0).double().mean()),
         decisiveness=float((forward - 0.5).abs().mean()),
+        inconsistency=None if again is None else float((raw[0] - again).abs().mean()),
+        changed_verdicts=None if again is None else float(((raw[0] - 0.5) * (again - 0.5) < 0).double().mean()),
+        disagreement=None if apart is None else apart.spread,
+        split_verdicts=None if apart is None else apart.split,
         accuracy=accuracy,
         accuracy_interval=interval,
+        labelled_pairs=0 if labels is None else count,
     )
+
+
+def accuracy(oracle: PreferenceOracle, prompts: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
+    """The fields of an `Audit` that labelled pairs fill, where they are other pairs than the audited ones."""
+    with oracle.uncounted(), torch.no_grad():
+        answer = oracle.probability(prompts, chosen, rejected).double()
+    share, interval = _accuracy(answer, [1.0] * len(answer))
+    return {"accuracy": share, "accuracy_interval": interval, "labelled_pairs": len(answer)}
 
 
 def _accuracy(

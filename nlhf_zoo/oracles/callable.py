@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,6 +59,24 @@ class CallableOracle(PreferenceOracle):
             raise BadInput(f"module {module_name!r} has no {attribute!r}") from error
         return cls(found, symmetrise=symmetrise, name=function)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes the answers, as far as can be seen: the function's name and the source of its module."""
+        try:
+            source = inspect.getsource(inspect.getmodule(self.function) or self.function)  # type: ignore[arg-type]
+        except (OSError, TypeError):  # built in, or made on the spot
+            source = ""
+        return {
+            "function": self.name,
+            "symmetrise": self.symmetrise,
+            "source": hashlib.sha256(source.encode()).hexdigest(),
+        }
+
+    @property
+    def samples(self) -> bool:
+        """A function may toss coins; nothing says whether it does."""
+        return True
+
     def __repr__(self) -> str:
         return f"CallableOracle({self.name}, {'both orders averaged' if self.symmetrise else 'one order asked'})"
 
@@ -76,6 +96,10 @@ class CallableOracle(PreferenceOracle):
             forward, backward = self.one_order(x + x, a + b, b + a).chunk(2)
             answer[differ] = (forward + (1 - backward)) / 2
         return answer
+
+    def asked_again(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """(B,) float64 the same as `one_order`: a function is called anew each time."""
+        return self.one_order(prompts, first, second)
 
     def one_order(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """(B,) float64 what the function says of this order alone."""

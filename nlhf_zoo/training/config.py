@@ -57,6 +57,7 @@ class TrainConfig:
         oracle_options: keyword arguments of the judge trained against.
         eval_oracle: a second, held-out judge for the evaluation; none unless given.
         eval_oracle_options: keyword arguments of the held-out judge.
+        labelled_pairs: file of prompt, chosen, rejected: the judges' accuracy on them is part of the audit.
         prompts: file (jsonl, json, csv, parquet, txt), folder, or hub id of a data set of prompts.
         prompt_column: column that holds the prompt, a text or a list of chat messages.
         prompt_split: split of a data set.
@@ -121,6 +122,7 @@ class TrainConfig:
     oracle_options: Mapping[str, Any] = attrs.field(factory=dict)
     eval_oracle: str | None = None
     eval_oracle_options: Mapping[str, Any] = attrs.field(factory=dict)
+    labelled_pairs: str | None = None
     prompt_column: str = "prompt"
     prompt_split: str = "train"
     eval_prompts: str | None = None

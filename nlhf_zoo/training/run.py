@@ -17,25 +17,26 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
 from nlhf_zoo.atomic import write_text
-from nlhf_zoo.data.prompts import Prompt, read_prompts, render_prompts
+from nlhf_zoo.data.pairs import LabelledPair, read_labelled_pairs
+from nlhf_zoo.data.prompts import Prompt, read_prompts, render_prompts, transcript
 from nlhf_zoo.drive import configure
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, PreferenceOracle, Solver
 from nlhf_zoo.llm.loading import load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
-from nlhf_zoo.oracles.audit import audit
-from nlhf_zoo.registry import Kind, lookup
+from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.budget import Budget, over_all
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.evaluation import Answers, answer, report
 from nlhf_zoo.training.export import save_policy
+from nlhf_zoo.training.judges import JudgeWatch, audit_judges, build_judges, comparable, show_audits
 from nlhf_zoo.training.memory import load_pool
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.networks import models_held
 from nlhf_zoo.training.quiet import quiet_lightning
 from nlhf_zoo.training.stream import PromptData, PromptText
 
-__all__ = ["judges_of", "prompts_of", "train"]
+__all__ = ["prompts_of", "train"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
@@ -62,7 +63,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         What result.json holds: solver, beta, steps, queries, seconds, tokens_generated, models_held, win_rate
-        (by oracle, with 95 % intervals), kl_to_reference, lengths, audit, and where the policy is.
+        (by oracle, with 95 % intervals), kl_to_reference, lengths, audit, judges (their calls, money, ...), and
+        where the policy is.
 
     Raises:
         BadInput: a setting, model, data set or oracle that cannot be used; nothing has been written then.
@@ -128,19 +130,8 @@ def _step_of(path: Path) -> int:
 
 # What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
 _FREE = {
-    *(
-        "out",
-        "resume",
-        "steps",
-        "queries",
-        "tokens",
-        "progress",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "log_every",
-        "logger",
-        "show_samples",
-    ),
+    *("out", "resume", "steps", "queries", "tokens", "progress", "checkpoint_every", "keep_checkpoints"),
+    *("log_every", "logger", "show_samples", "labelled_pairs"),
     *("eval_every", "eval_batch_size", "eval_oracle", "eval_oracle_options"),
     *("accelerator", "devices", "strategy", "gradient_checkpointing", "trust_remote_code"),
 }
@@ -152,9 +143,10 @@ def _same_run(config: TrainConfig) -> None:
     if not saved.is_file():
         raise BadInput(f"out: {config.out} holds no run to resume (it has no config.yaml); give its folder")
     before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    now = _plain(attrs.asdict(config))
+    now = comparable(_plain(attrs.asdict(config)))
+    before = comparable(before) if isinstance(before, dict) else {}
     for name, value in now.items():
-        if name not in _FREE and isinstance(before, dict) and before.get(name, value) != value:
+        if name not in _FREE and before.get(name, value) != value:
             raise BadInput(
                 f"resume: {name} was {before[name]!r} in the run in {config.out}, and is {value!r} now;"
                 " resume with the same, or give a new folder"
@@ -168,14 +160,15 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     solver = configure(config.solver, **{**cls.practical(config.beta), **config.solver_options})
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
     prompts, held_out = prompts_of(config, tokenizer)
-    oracles = judges_of(config)
-    engine = _made("engines", config.engine, config.engine_options)
+    oracles = build_judges(config)
+    labelled = () if config.labelled_pairs is None else tuple(read_labelled_pairs(config.labelled_pairs))
+    engine = _engine(config.engine, config.engine_options)
     decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature, engine=engine)
     pool = load_pool(config, tokenizer, decoding)
     game = Game(oracles["training"], pool.policy(pool.reference), config.beta)
     module = NashTraining(pool, solver, game, config)
-    trainer = _trainer(config, checkpoint, [_Evaluate(config, oracles, held_out)])
-    return Run(config, solver, oracles, prompts, held_out, module, trainer)
+    watching = [_Evaluate(config, oracles, held_out, labelled), JudgeWatch(config, game.oracle)]
+    return Run(config, solver, oracles, prompts, held_out, module, _trainer(config, checkpoint, watching))
 
 
 def prompts_of(config: TrainConfig, tokenizer: Any) -> tuple[tuple[PromptText, ...], tuple[PromptText, ...]]:
@@ -189,22 +182,13 @@ def prompts_of(config: TrainConfig, tokenizer: Any) -> tuple[tuple[PromptText, .
     return _texts(prompts, tokenizer, config), _texts(held_out, tokenizer, config)
 
 
-def judges_of(config: TrainConfig) -> dict[str, PreferenceOracle]:
-    """The judge trained against, "training", and the second one, "held_out", if any."""
-    oracles = {"training": _made("oracles", config.oracle, config.oracle_options)}
-    if config.eval_oracle is not None:
-        oracles["held_out"] = _made("oracles", config.eval_oracle, config.eval_oracle_options)
-    return oracles
-
-
-def _made(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
-    """An oracle or an engine by its registered name."""
-    factory = lookup(kind, name)
+def _engine(name: str, options: Mapping[str, Any]) -> Any:
+    factory = lookup("engines", name)
     try:
         return factory(**options)
     except TypeError as error:
         reason = str(error).rpartition("() ")[2]
-        raise BadInput(f"{kind[:-1]} {name} {reason}; see nlhf-zoo list") from None
+        raise BadInput(f"engine {name} {reason}; see nlhf-zoo list") from None
 
 
 def _split(prompts: Sequence[Prompt], size: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -218,18 +202,9 @@ def _split(prompts: Sequence[Prompt], size: int, seed: int) -> tuple[list[Prompt
 def _texts(prompts: Sequence[Prompt], tokenizer: Any, config: TrainConfig) -> tuple[PromptText, ...]:
     rendered = render_prompts(prompts, tokenizer, chat=config.chat)
     return tuple(
-        PromptText(text, _judged(prompt), config.chat or not isinstance(prompt, str))
+        PromptText(text, transcript(prompt), config.chat or not isinstance(prompt, str))
         for text, prompt in zip(rendered, prompts, strict=True)
     )
-
-
-def _judged(prompt: Prompt) -> str:
-    """What a judge reads of a prompt: a single user message as it is, a longer chat as a transcript."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _trainer(config: TrainConfig, checkpoint: str | None, watching: Sequence[Callback]) -> Trainer:
@@ -285,14 +260,18 @@ class _Evaluate(Callback):
     """The oracles' audit at the start, the evaluation every so many batches, and a checkpoint of the end."""
 
     def __init__(
-        self, config: TrainConfig, oracles: Mapping[str, PreferenceOracle], held_out: Sequence[PromptText]
+        self,
+        config: TrainConfig,
+        oracles: Mapping[str, PreferenceOracle],
+        held_out: Sequence[PromptText],
+        labelled: Sequence[LabelledPair],
     ) -> None:
-        self.config, self.oracles, self.held_out = config, oracles, held_out
+        self.config, self.oracles, self.held_out, self.labelled = config, oracles, held_out, labelled
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step == 0:
             assert isinstance(pl_module, NashTraining)
-            found = _audit(self.config, self.oracles, self.held_out, pl_module)
+            found = _audit(self.config, self.oracles, self.held_out, self.labelled, pl_module)
             write_text(self.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
 
     def on_train_batch_end(
@@ -318,9 +297,10 @@ def _audit(
     config: TrainConfig,
     oracles: Mapping[str, PreferenceOracle],
     held_out: Sequence[PromptText],
+    labelled: Sequence[LabelledPair],
     module: NashTraining,
 ) -> dict[str, Any]:
-    """What each oracle says of pairs of the reference's own answers; warnings are logged."""
+    """What each oracle says of pairs of the reference's own answers; a table of it goes to stderr."""
     reference = module.pool.policy(module.pool.reference)
     first, second = (
         answer(reference, reference, held_out, seed=config.seed + shift, batch_size=config.eval_batch_size)
@@ -330,14 +310,10 @@ def _audit(
     if not pairs:
         logger.warning("the reference gave equal answers to every held-out prompt: there is nothing to prefer")
         return {}
-    judged = [held_out[i].judged for i in pairs]
-    found: dict[str, Any] = {}
-    for name, oracle in oracles.items():
-        one = audit(oracle, judged, [first.texts[i] for i in pairs], [second.texts[i] for i in pairs])
-        for warning in one.warnings:
-            logger.warning("%s oracle: %s", name, warning)
-        found[name] = _plain(attrs.asdict(one))
-    return found
+    judged, mine, theirs = zip(*((held_out[i].judged, first.texts[i], second.texts[i]) for i in pairs), strict=True)
+    found = audit_judges(oracles, judged, mine, theirs, labelled)
+    show_audits(found)
+    return {role: _plain(attrs.asdict(one)) for role, one in found.items()}
 
 
 def _evaluate(
@@ -363,8 +339,10 @@ def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
         ][: run.config.show_samples]
         write_text(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     audited = out / "audit.json"
+    judges = {role: dict(oracle.measured) for role, oracle in run.oracles.items()}
     return {
         **figures,
+        "judges": judges,
         "audit": json.loads(audited.read_text()) if audited.exists() else None,
         **saved,
     }

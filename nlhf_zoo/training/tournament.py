@@ -13,7 +13,8 @@ from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.evaluation import Answers, answer, win_rate
-from nlhf_zoo.training.run import judges_of, prompts_of
+from nlhf_zoo.training.judges import build_judges
+from nlhf_zoo.training.run import prompts_of
 
 __all__ = ["REFERENCE", "play_tournament"]
 
@@ -56,7 +57,7 @@ def play_tournament(config: TrainConfig, policies: Mapping[str, str]) -> dict[st
 
 def _win_rates(config: TrainConfig, answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for judge, oracle in judges_of(config).items():
+    for judge, oracle in build_judges(config).items():
         for name, mine in answers.items():
             count = len(mine.texts)
             rows.append(_row(name, name, judge, 0.5, 0.5, 0.5, count))
