@@ -25,10 +25,11 @@ def run(config: TrainConfig) -> Answer:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("nlhf_zoo").setLevel(logging.INFO)
 
+    from nlhf_zoo.training.processes import first_process
     from nlhf_zoo.training.run import train
 
     result = train(config)
-    return Answer(result, lambda console: _show(result, console))
+    return Answer(result, lambda console: _show(result, console), silent=not first_process())
 
 
 def _show(result: Mapping[str, Any], console: Console) -> None:

@@ -238,18 +238,19 @@ def sample_together(
     for network, _ in modes:
         network.eval()
     try:
-        drawn = generate(
-            [Request(policy.parts) for policy in policies],
-            batch.tokens,
-            batch.mask,
-            num_samples=num_samples,
-            max_new_tokens=first.decoding.max_new_tokens,
-            stop=stop_tokens(first.parts[0][0], first.tokenizer),
-            padding=padding_id(first.tokenizer),
-            temperature=first.decoding.temperature,
-            allowed=first._allowed(),
-            generator=generator,
-        )
+        with gathered(networks.values()):
+            drawn = generate(
+                [Request(policy.parts) for policy in policies],
+                batch.tokens,
+                batch.mask,
+                num_samples=num_samples,
+                max_new_tokens=first.decoding.max_new_tokens,
+                stop=stop_tokens(first.parts[0][0], first.tokenizer),
+                padding=padding_id(first.tokenizer),
+                temperature=first.decoding.temperature,
+                allowed=first._allowed(),
+                generator=generator,
+            )
     finally:
         for network, training in modes:
             network.train(training)

@@ -49,28 +49,32 @@ class TrainConfig:
         prompt_split: split of a data set.
         eval_prompts: prompts of the evaluation; unless given, `eval_size` of `prompts` are held out.
         chat: wrap plain prompts as a user's message in the tokenizer's chat template.
-        steps: training batches, each one gradient step.
-        batch_size: prompts a batch and device.
+        steps: gradient steps.
+        batch_size: prompts a batch; a gradient step takes `accumulate` batches on each device.
+        accumulate: batches a device reads, one after the other, for one gradient step. devices x nodes x
+            accumulate batches make a step: any split of that product is the same run, up to rounding.
         num_samples: responses a prompt, >= 1; a solver whose policy meets itself needs 2.
-        inner_steps: batches that an update gets where its solver does not say.
+        inner_steps: gradient steps that an update gets where its solver does not say.
         max_prompt_tokens: longer prompts lose their beginning.
         max_new_tokens: longest response.
         temperature: of sampling; it is part of the policy, for log-probabilities too.
         learning_rate: of AdamW, after its warm-up.
-        warmup_steps: batches over which the learning rate rises from 0.
+        warmup_steps: gradient steps over which the learning rate rises from 0.
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 leaves them alone.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
         accelerator: "auto", "cpu", "cuda", ...; as Lightning's.
-        devices: how many, or "auto".
-        strategy: as Lightning's: "auto", "ddp", ...
+        devices: how many on each node, or "auto".
+        nodes: machines.
+        strategy: "auto", "ddp" (a copy of every model on each device), "fsdp2" (weights, gradients and optimizer
+            spread over all devices), "deepspeed_stage_1" or "_2", and others by Lightning's names.
         precision: "32-true", "bf16-mixed", "bf16-true"; as Lightning's.
         seed: of everything random.
         out: folder for the run; must be new or empty, unless `resume`.
-        checkpoint_every: batches between checkpoints; a crash costs at most these.
+        checkpoint_every: gradient steps between checkpoints; a crash costs at most these.
         keep_checkpoints: how many are kept, the newest.
-        log_every: batches between log rows.
-        eval_every: batches between evaluations; 0 evaluates at the end only.
+        log_every: gradient steps between log rows.
+        eval_every: gradient steps between evaluations; 0 evaluates at the end only.
         eval_size: held-out prompts, where `eval_prompts` is not given.
         eval_batch_size: prompts a batch of the evaluation.
         show_samples: held-out prompts whose answers are written to samples.jsonl, to read; 0 writes none.
@@ -97,6 +101,7 @@ class TrainConfig:
     chat: bool = False
     steps: int = attrs.field(default=1000, validator=_at_least(1))
     batch_size: int = attrs.field(default=8, validator=_at_least(1))
+    accumulate: int = attrs.field(default=1, validator=_at_least(1))
     num_samples: int = attrs.field(default=2, validator=_at_least(1))
     inner_steps: int = attrs.field(default=1, validator=_at_least(1))
     max_prompt_tokens: int = attrs.field(default=512, validator=_at_least(1))
@@ -109,6 +114,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     accelerator: str = "auto"
     devices: int | str = 1
+    nodes: int = attrs.field(default=1, validator=_at_least(1))
     strategy: str = "auto"
     precision: str = "32-true"
     seed: int = attrs.field(default=0, validator=[_at_least(0), _below(2**31)])

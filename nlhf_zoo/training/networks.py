@@ -8,7 +8,7 @@ the pool can ask beforehand which policies outlive an update.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -19,6 +19,7 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update
 from nlhf_zoo.llm import Decoding, GeometricMixture, LanguagePolicy
 from nlhf_zoo.llm.policy import average_into
+from nlhf_zoo.llm.sharding import empty_copies, whole_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,6 +94,18 @@ class NetworkPool(nn.Module):
         self.spares = nn.ModuleList()
         self._tokenizer, self._decoding = tokenizer, decoding
         self._busy: set[int] = set()
+        self._shard: Callable[[nn.Module], None] | None = None
+        self._empty: Callable[[], nn.Module] | None = None
+
+    def spread(self, shard: Callable[[nn.Module], None]) -> None:
+        """Spread every network over the processes by `shard`, those that are made later too."""
+        self._shard, self._empty = shard, empty_copies(self.student)
+        for network in (self.student, self.reference, *self.spares):
+            shard(network)
+
+    def whole(self, network: nn.Module) -> nn.Module:
+        """A network to save: itself, or where it is spread a copy that is whole on the first process alone."""
+        return network if self._empty is None else whole_copy(network, self._empty())
 
     def policy(self, network: nn.Module | None = None) -> SlotPolicy:
         """A new value that stands for the weights a network (the student, unless given) holds now."""
@@ -153,9 +166,14 @@ class NetworkPool(nn.Module):
         return self.spares[free]
 
     def _grow(self) -> int:
-        spare = copy.deepcopy(self.student).requires_grad_(False)
-        for parameter in spare.parameters():
-            parameter.grad = None
+        if self._shard is not None and self._empty is not None:
+            spare = self._empty()
+            self._shard(spare)  # before it takes memory
+            spare.to_empty(device=next(self.student.parameters()).device)
+        else:
+            spare = copy.deepcopy(self.student).requires_grad_(False)
+            for parameter in spare.parameters():
+                parameter.grad = None
         self.spares.append(spare.eval())
         return len(self.spares) - 1
 

@@ -1,0 +1,121 @@
+"""Several processes are one run: DDP and FSDP2 on the CPU (gloo), as real processes of the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
+
+COMMAND = Path(sys.executable).with_name("nlhf-zoo")
+ROOT = Path(__file__).parents[1]
+
+
+def no_best_answer(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    """Letters beat digits, digits beat all else, all else beats letters; a response counts by its commonest kind."""
+
+    def kind(text: str) -> int:
+        counts = [sum(map(str.isalpha, text)), sum(map(str.isdigit, text)), 0]
+        counts[2] = len(text) - counts[0] - counts[1]
+        return counts.index(max(counts))
+
+    return [(0.5, 0.9, 0.1)[(kind(b) - kind(a)) % 3] for a, b in zip(first, second, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("devices")
+    tokenizer = byte_tokenizer()
+    small_llama(tokenizer, hidden=32, layers=2, heads=2, seed=0).save_pretrained(path / "lm")
+    tokenizer.save_pretrained(path / "lm")
+    (path / "prompts.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": "say" * (i % 3) + f" {i}:"}) for i in range(40))
+    )
+    return path
+
+
+def train(folder: Path, name: str, check: bool = True, **changes: Any) -> subprocess.CompletedProcess[str]:
+    config = {
+        "model": str(folder / "lm"),
+        "prompts": str(folder / "prompts.jsonl"),
+        "oracle": "callable",
+        "oracle_options": {"function": "tests.test_devices:no_best_answer"},
+        "out": str(folder / name),
+        "steps": 4,
+        "batch_size": 3,
+        "num_samples": 2,
+        "beta": 0.05,
+        "max_new_tokens": 6,
+        "learning_rate": 1e-3,
+        "accelerator": "cpu",
+        "eval_size": 10,
+        "eval_batch_size": 4,
+        "logger": "csv",
+        **changes,
+    }
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "OMP_NUM_THREADS": "1"}
+    arguments = [str(COMMAND), "train", "--config", str(file), "--json"]
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=240)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def result(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / name / "result.json").read_text())
+
+
+def logged(folder: Path, name: str) -> list[dict[str, float]]:
+    """All rows of a run, in order of their steps."""
+    rows: list[dict[str, float]] = []
+    for log in (folder / name).rglob("metrics.csv"):
+        with log.open() as file:
+            rows += [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def equal_runs(folder: Path, one: str, other: str) -> None:
+    """Same losses, same figures, same weights, up to rounding."""
+    first, second = result(folder, one), result(folder, other)
+    for key in ("steps", "solver_steps", "queries", "tokens_generated", "models_held", "length", "distinct"):
+        assert first[key] == second[key], key
+    for key in ("win_rate", "kl_to_reference"):
+        assert flat(first[key]) == pytest.approx(flat(second[key]), rel=1e-4, abs=1e-5), key
+    rows, others = ([r for r in logged(folder, name) if "train/loss" in r] for name in (one, other))
+    assert len(rows) == first["steps"]
+    for row, also in zip(rows, others, strict=True):
+        assert row == pytest.approx(also, rel=1e-4, abs=1e-5)
+    weights, also = (load_file(folder / name / "policy" / "model.safetensors") for name in (one, other))
+    start = load_file(folder / "lm" / "model.safetensors")
+    assert weights.keys() == also.keys() == start.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, also[name], rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(value, start[name]) for name, value in weights.items())
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: leaf for k, v in value.items() for key, leaf in flat(v, f"{name}.{k}").items()}
+
+
+TWO = {"devices": 2, "strategy": "ddp"}
+MEASURES = {"solver": "adaptive_nash_mp", "inner_steps": 2}
+
+
+def test_two_processes_are_one_run(folder: Path) -> None:
+    train(folder, "one", accumulate=2)
+    done = train(folder, "two", **TWO)
+    equal_runs(folder, "one", "two")
+    assert json.loads(done.stdout)["steps"] == 4, "one document, of the first process"
