@@ -80,6 +80,8 @@ class TrainConfig:
         show_samples: held-out prompts whose answers are written to samples.jsonl, to read; 0 writes none.
         logger: "tensorboard", "csv" or "none".
         resume: go on from the newest checkpoint in `out`, where there is one.
+        estimate: train nothing, and print the memory and the time that the run would take on devices of this kind:
+            rtx4090, a100, h100, h200.
         trust_remote_code: run code that comes with a model from the hub; off unless asked.
     """
 
@@ -127,4 +129,5 @@ class TrainConfig:
     show_samples: int = attrs.field(default=8, validator=_at_least(0))
     logger: str = attrs.field(default="tensorboard", validator=attrs.validators.in_(("tensorboard", "csv", "none")))
     resume: bool = False
+    estimate: str | None = None
     trust_remote_code: bool = False

@@ -8,7 +8,7 @@ the pool can ask beforehand which policies outlive an update.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,7 +24,7 @@ from nlhf_zoo.llm.sharding import empty_copies, whole_copy
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NetworkPool", "SlotPolicy", "models_held"]
+__all__ = ["NetworkPool", "SlotPolicy", "models_held", "rehearse"]
 
 
 class SlotPolicy(LanguagePolicy):
@@ -217,15 +217,23 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         mine.copy_(theirs)
 
 
-def models_held(solver: Solver, game: Game, inner_steps: int, steps: int = 3) -> int:
-    """Networks in memory at the most, student and reference included, found by a dry run on empty networks."""
+def rehearse(
+    solver: Solver, game: Game, inner_steps: int, steps: int = 3
+) -> Iterator[tuple[NetworkPool, Game, Update]]:
+    """A run on empty networks, whose answers change nothing: each update as it begins, with its pool and game."""
     pool = NetworkPool(nn.Linear(1, 1), nn.Linear(1, 1), None, Decoding())
     dry = attrs.evolve(game, reference=pool.policy(pool.reference))
     state = pool.own_slots(solver.init(dry, pool.policy()))
     while state.step < steps:
         update = solver.propose(dry, state)
         pool.begin(solver, dry, state, update, update.steps or inner_steps)
+        yield pool, dry, update
         state = solver.accept(dry, state, Outcome(pool.policy(), QueryCount(), dict.fromkeys(update.distances, 0.0)))
         pool.settle(state)
         pool.describe(state)
-    return 2 + len(pool.spares)
+
+
+def models_held(solver: Solver, game: Game, inner_steps: int) -> int:
+    """Networks in memory at the most, student and reference included, found by a rehearsal."""
+    pools = [pool for pool, _, _ in rehearse(solver, game, inner_steps)]
+    return 2 + len(pools[-1].spares)

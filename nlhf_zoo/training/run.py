@@ -142,7 +142,17 @@ def _step_of(path: Path) -> int:
 
 # What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
 _FREE = {
-    *("out", "resume", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "logger", "show_samples"),
+    *(
+        "out",
+        "resume",
+        "estimate",
+        "steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "logger",
+        "show_samples",
+    ),
     *("eval_every", "eval_batch_size", "eval_oracle", "eval_oracle_options"),
     # Devices x nodes x accumulate must stay; the checkpoint knows how many processes there were.
     *("accelerator", "devices", "nodes", "strategy", "accumulate", "gradient_checkpointing", "trust_remote_code"),
