@@ -14,6 +14,8 @@ BENCHMARKS = {
     "llm_step": "a training step on a language model beside TRL 1.13.0's, and where its time goes (minutes)",
     "start_up": "how long --help, list and import take, beside torch's own import",
     "gpu_check": "a batched solve and an LLM run on a GPU in float32 and bf16, against the CPU",
+    "cost": "the cost model of `train --estimate` against a clock (a minute)",
+    "multi_gpu_check": "DDP, FSDP2 and DeepSpeed on two GPUs and more: equal runs, and seconds (minutes)",
     "hh_harmless": "Nash-MP and Online DPO on real preferences (needs the data file; minutes)",
 }
 UNATTENDED = ("start_up", "gpu_check")
