@@ -170,6 +170,7 @@ class NetworkPool(nn.Module):
             spare = self._empty()
             self._shard(spare)  # before it takes memory
             spare.to_empty(device=next(self.student.parameters()).device)
+            copy_weights(self.student, spare)  # buffers too, which no checkpoint holds
         else:
             spare = copy.deepcopy(self.student).requires_grad_(False)
             for parameter in spare.parameters():
