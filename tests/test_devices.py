@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,12 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from nlhf_zoo import BadInput
+from nlhf_zoo.llm.folders import own_device
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
+from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.processes import first_process
+from nlhf_zoo.training.run import _rooted
+from nlhf_zoo.training.strategies import strategy_of
 
 COMMAND = Path(sys.executable).with_name("nlhf-zoo")
 ROOT = Path(__file__).parents[1]
@@ -147,3 +155,59 @@ def test_a_run_moves_between_devices(folder: Path, one: str) -> None:
     assert "devices x nodes x accumulate" in fewer.stderr.splitlines()[-1]
     train(folder, "moves", **TWO, resume=True)
     equal_runs(folder, one, "moves")
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "8", "LOCAL_RANK": "0", "WORLD_SIZE": "16"}, False),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "16"}, True),
+        ({"SLURM_NTASKS": "16", "SLURM_PROCID": "8", "SLURM_LOCALID": "0", "SLURM_JOB_NAME": "a"}, False),
+    ],
+)
+def test_the_first_process_is_the_first_of_all_nodes(
+    environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in os.environ:
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name.endswith("RANK"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert first_process() is first
+
+
+@pytest.mark.parametrize(
+    "name", ["fsdp", "deepspeed_stage_3", "deepspeed_stage_3_offload", "ddp_spawn", "ddp_notebook"]
+)
+def test_engines_that_would_lose_the_policy_are_refused(name: str) -> None:
+    with pytest.raises(BadInput, match=name):
+        strategy_of(name)
+
+
+def test_deepspeed_that_is_not_installed_is_said_in_one_line(folder: Path) -> None:
+    if importlib.util.find_spec("deepspeed"):
+        pytest.skip("DeepSpeed is installed")
+    done = train(folder, "deepspeed", check=False, strategy="deepspeed_stage_2")
+    assert done.returncode == 2
+    assert "deepspeed" in done.stderr.splitlines()[-1].lower()
+    assert not (folder / "deepspeed").exists()
+
+
+def test_a_judge_sits_on_its_process_s_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
+    assert own_device() == torch.device("cuda", 3)
+
+
+def test_saved_paths_hold_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    config = TrainConfig(model="lm", prompts="prompts.jsonl", oracle="matrix", oracle_options={"path": "lm"}, out="new")
+    rooted = _rooted(config)
+    assert (rooted.model, rooted.prompts) == (str(folder / "lm"), str(folder / "prompts.jsonl"))
+    assert rooted.oracle_options == {"path": str(folder / "lm")}
+    assert rooted.out == folder / "new"
+    assert _rooted(attrs.evolve(config, model="organisation/model")).model == "organisation/model"

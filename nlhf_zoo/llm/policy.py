@@ -14,6 +14,7 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, Policy, Update
 from nlhf_zoo.llm.generation import Request, generate
 from nlhf_zoo.llm.scoring import score
+from nlhf_zoo.llm.sharding import gathered
 from nlhf_zoo.llm.tokens import (
     Decoding,
     PromptBatch,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-__all__ = ["empty_copies", "gathered", "shard", "whole_copy"]
+__all__ = ["empty_copies", "gathered", "is_spread", "shard", "whole_copy"]
 
 
 def empty_copies(network: nn.Module) -> Callable[[], nn.Module]:
@@ -71,6 +71,11 @@ def gathered(networks: Iterable[nn.Module]) -> Iterator[None]:
         for part in parts:
             part.set_reshard_after_forward(True, recurse=False)
             part.reshard()
+
+
+def is_spread(network: nn.Module) -> bool:
+    """Whether a network's weights are spread over processes."""
+    return next(iter(_spread_parts(network)), None) is network
 
 
 def _spread_parts(network: nn.Module) -> list[Any]:

@@ -179,6 +179,8 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     if "llm" not in cls.backends:
         raise BadInput(f"{config.solver} runs on tables only; nlhf-zoo list shows which solvers train language models")
     solver = configure(config.solver, **{**cls.practical(config.beta), **config.solver_options})
+    if config.resume and config.strategy.startswith("deepspeed"):
+        raise BadInput("resume: DeepSpeed writes checkpoints as pickles, which are not loaded; use ddp or fsdp2")
     trainer = _trainer(config, checkpoint)
     _stay_on(trainer.strategy.root_device)
     prompts = read_prompts(config.prompts, column=config.prompt_column, split=config.prompt_split)
