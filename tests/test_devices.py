@@ -166,7 +166,16 @@ def test_a_run_moves_between_devices(folder: Path, one: str) -> None:
         ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
         ({"TORCHELASTIC_RUN_ID": "a", "RANK": "8", "LOCAL_RANK": "0", "WORLD_SIZE": "16"}, False),
         ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "16"}, True),
-        ({"SLURM_NTASKS": "16", "SLURM_PROCID": "8", "SLURM_LOCALID": "0", "SLURM_JOB_NAME": "a"}, False),
+        (
+            {
+                "SLURM_NTASKS": "16",
+                "SLURM_NTASKS_PER_NODE": "8",
+                "SLURM_PROCID": "8",
+                "SLURM_LOCALID": "0",
+                "SLURM_JOB_NAME": "a",
+            },
+            False,
+        ),
     ],
 )
 def test_the_first_process_is_the_first_of_all_nodes(
