@@ -18,6 +18,8 @@ BENCHMARKS = {
     "report_load": "how long a comparison's page takes to open in Chromium (needs a folder of compare)",
     "gpu_check": "a batched solve and an LLM run on a GPU in float32 and bf16, against the CPU",
     "vllm_check": "vLLM against the built-in generator: log-probabilities, new weights, speed (GPU, vLLM)",
+    "cost": "the cost model of `train --estimate` against a clock (a minute)",
+    "multi_gpu_check": "DDP, FSDP2 and DeepSpeed on two GPUs and more: equal runs, and seconds (minutes)",
     "hh_harmless": "Nash-MP and Online DPO on real preferences (needs the data file; minutes)",
 }
 UNATTENDED = ("start_up", "gpu_check")

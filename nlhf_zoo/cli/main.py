@@ -92,8 +92,8 @@ def _answer(verb: Verb, argv: list[str]) -> int:
 
 
 def _print(answer: Answer, as_json: bool) -> None:
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return  # one of several processes of one run: the first speaks for all
+    if answer.silent:
+        return
     from nlhf_zoo.plain import plain
 
     if as_json:

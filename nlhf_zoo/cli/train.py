@@ -22,13 +22,19 @@ def run(config: TrainConfig) -> Answer:
 
     # Misspelt names and hyperparameters are said before the language-model libraries are loaded.
     configured(config.solver, config.solver_options)
+    if config.estimate is not None:
+        from nlhf_zoo.training.cost import estimate
+
+        expected = estimate(config, config.estimate)
+        return Answer(expected, lambda console: _show(expected, console))
     logging.basicConfig(format="%(message)s")
     logging.getLogger("nlhf_zoo").setLevel(logging.INFO)
 
+    from nlhf_zoo.training.processes import first_process
     from nlhf_zoo.training.run import train
 
     result = train(config)
-    return Answer(result, lambda console: _show(result, console))
+    return Answer(result, lambda console: _show(result, console), silent=not first_process())
 
 
 def _show(result: Mapping[str, Any], console: Console) -> None:
@@ -58,6 +64,7 @@ transformers format, all in the folder --out. With --resume a run that was stopp
   nlhf-zoo train --model models/sft --prompts prompts.jsonl --oracle pairwise_model --oracle-set path=models/judge \\
       --solver nash_mp --set eta=0.1 kappa=0.1 --beta 1e-3 --steps 200 --out runs/nash_mp
   nlhf-zoo train --config runs/nash_mp/config.yaml --resume
+  nlhf-zoo train --config runs/nash_mp/config.yaml --devices 8 --strategy fsdp2 --estimate h100
   nlhf-zoo train --config runs/nash_mp/config.yaml --solver online_dpo --out runs/online_dpo --json
 """,
     options=TrainConfig,

@@ -25,11 +25,13 @@ class Answer:
         document: what `--json` prints; tensors and paths are made plain, numbers that are not finite null.
         show: prints the same for people.
         code: the exit code.
+        silent: print nothing; of several processes of one run, the first speaks for all.
     """
 
     document: Mapping[str, Any]
     show: Callable[[Console], None]
     code: int = 0
+    silent: bool = False
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from typing import Any
 
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["load_classifier", "save_folder"]
+__all__ = ["load_classifier", "own_device", "save_folder"]
 
 
 def save_folder(path: str | os.PathLike[str], model: Any, tokenizer: Any, texts: Mapping[str, str]) -> Path:
@@ -46,12 +46,11 @@ def load_classifier(
     Args:
         path: folder or hub id.
         dtype: torch dtype or its name; `None` keeps the checkpoint's.
-        device: torch device or its name, or "auto" for an accelerator where there is one.
+        device: torch device or its name, or "auto" for this process's current accelerator where there is one.
 
     Raises:
         BadInput: nothing there, several outputs, or a checkpoint whose classification head is missing.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -70,9 +69,16 @@ def load_classifier(
     if model.config.num_labels != 1:
         raise BadInput(f"{str(path)!r} has {model.config.num_labels} outputs, a judge has one; use another model")
     if device == "auto":
-        found_device = torch.accelerator.current_accelerator(check_available=True)
-        device = "cpu" if found_device is None else found_device
+        device = own_device()
     return model.to(device).eval(), tokenizer
+
+
+def own_device() -> Any:
+    """The accelerator that this process works on, with its number, so that processes do not crowd on the first."""
+    import torch
+
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if kind is None else torch.device(kind.type, torch.accelerator.current_device_index())
 
 
 def _dtype(dtype: Any) -> Any:

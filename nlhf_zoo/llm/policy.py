@@ -14,6 +14,7 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, Policy, Update, weights_changed
 from nlhf_zoo.llm.host import at_work
 from nlhf_zoo.llm.scoring import score
+from nlhf_zoo.llm.sharding import gathered
 from nlhf_zoo.llm.tokens import (
     Decoding,
     PromptBatch,
@@ -240,7 +241,7 @@ def sample_together(
     for network, _ in modes:
         network.eval()
     try:
-        with at_work(networks.values()):
+        with at_work(networks.values()), gathered(networks.values()):
             drawn = first.decoding.engine.generate(
                 [policy.parts for policy in policies],
                 batch.tokens,

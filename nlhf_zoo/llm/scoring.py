@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from nlhf_zoo.llm.forward import base_network, forward
 from nlhf_zoo.llm.generation import mixed_log_probs
+from nlhf_zoo.llm.sharding import is_spread
 
 __all__ = ["length_chunks", "score", "selected_log_prob"]
 
@@ -113,9 +114,15 @@ def score(
     answer, mask = tokens.flatten(0, 1), kept.flatten(0, 1)
     lengths: list[int] = mask.sum(-1).tolist()
     networks, weights = [network for network, _ in parts], [weight for _, weight in parts]
-    read = _prompts_read(networks, prompts, prompt_mask) if count > 1 else None
+    worth = WORTH_A_PASS["cpu" if tokens.device.type == "cpu" else "accelerator"]
+    read = None
+    if any(is_spread(network) for network in networks):
+        # Every pass gathers the weights of all processes, which must come to the same number of passes: one.
+        worth = sum(lengths) + 1
+    elif count > 1:
+        read = _prompts_read(networks, prompts, prompt_mask)
     pieces: list[Tensor] = []
-    chunks = length_chunks(lengths, WORTH_A_PASS["cpu" if tokens.device.type == "cpu" else "accelerator"])
+    chunks = length_chunks(lengths, worth)
     for chunk in chunks:
         rows = torch.tensor(chunk, device=tokens.device)
         width = lengths[chunk[0]]

@@ -63,21 +63,23 @@ class TrainConfig:
         prompt_split: split of a data set.
         eval_prompts: prompts of the evaluation; unless given, `eval_size` of `prompts` are held out.
         chat: wrap plain prompts as a user's message in the tokenizer's chat template.
-        steps: training batches, each one gradient step.
+        steps: gradient steps.
         engine: registered name of what generates responses: "builtin", "vllm", ...
         engine_options: keyword arguments of the engine.
-        queries: stop after the batch in which so many oracle queries were reached.
-        tokens: stop after the batch in which so many generated tokens were reached.
-        batch_size: prompts a batch and device.
+        queries: stop after the gradient step in which so many oracle queries were reached.
+        tokens: stop after the gradient step in which so many generated tokens were reached.
+        batch_size: prompts a batch; a gradient step takes `accumulate` batches on each device.
+        accumulate: batches a device reads, one after the other, for one gradient step. devices x nodes x
+            accumulate batches make a step: any split of that product is the same run, up to rounding.
         num_samples: responses a prompt, >= 1; a solver whose policy meets itself needs 2.
         judge_chunks: parts that a batch is generated in, so that a judge that waits on a network is asked about one
             while the next is generated; draws depend on it.
-        inner_steps: batches that an update gets where its solver does not say.
+        inner_steps: gradient steps that an update gets where its solver does not say.
         max_prompt_tokens: longer prompts lose their beginning.
         max_new_tokens: longest response.
         temperature: of sampling; it is part of the policy, for log-probabilities too.
         learning_rate: of AdamW, after its warm-up.
-        warmup_steps: batches over which the learning rate rises from 0.
+        warmup_steps: gradient steps over which the learning rate rises from 0.
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 leaves them alone.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
@@ -91,15 +93,17 @@ class TrainConfig:
             (with lora_rank, the model under the adapters); averages still add up in float32, in the host's memory.
         frozen_device: "cpu" keeps these in the host's memory and on the accelerator only while they work.
         accelerator: "auto", "cpu", "cuda", ...; as Lightning's.
-        devices: how many, or "auto".
-        strategy: as Lightning's: "auto", "ddp", ...
+        devices: how many on each node, or "auto".
+        nodes: machines.
+        strategy: "auto", "ddp" (a copy of every model on each device), "fsdp2" (weights, gradients and optimizer
+            spread over all devices), "deepspeed_stage_1" or "_2", and others by Lightning's names.
         precision: "32-true", "bf16-mixed", "bf16-true"; as Lightning's.
         seed: of everything random.
         out: folder for the run; must be new or empty, unless `resume`.
-        checkpoint_every: batches between checkpoints; a crash costs at most these.
+        checkpoint_every: gradient steps between checkpoints; a crash costs at most these.
         keep_checkpoints: how many are kept, the newest.
-        log_every: batches between log rows.
-        eval_every: batches between evaluations; 0 evaluates at the end only.
+        log_every: gradient steps between log rows.
+        eval_every: gradient steps between evaluations; 0 evaluates at the end only.
         eval_size: held-out prompts, where `eval_prompts` is not given.
         split_seed: of the split into training and held-out prompts; `seed` unless given.
         eval_batch_size: prompts a batch of the evaluation.
@@ -107,6 +111,8 @@ class TrainConfig:
         logger: "tensorboard", "csv" or "none".
         progress: show a bar of the batches.
         resume: go on from the newest checkpoint in `out`, where there is one.
+        estimate: train nothing, and print the memory and the time that the run would take on devices of this kind:
+            rtx4090, a100, h100, h200.
         trust_remote_code: run code that comes with a model from the hub; off unless asked.
     """
 
@@ -133,6 +139,7 @@ class TrainConfig:
     queries: int | None = attrs.field(default=None, validator=attrs.validators.optional(_at_least(1)))
     tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(_at_least(1)))
     batch_size: int = attrs.field(default=8, validator=_at_least(1))
+    accumulate: int = attrs.field(default=1, validator=_at_least(1))
     num_samples: int = attrs.field(default=2, validator=_at_least(1))
     judge_chunks: int = attrs.field(default=1, validator=_at_least(1))
     inner_steps: int = attrs.field(default=1, validator=_at_least(1))
@@ -152,6 +159,7 @@ class TrainConfig:
     frozen_device: str | None = attrs.field(default=None, validator=_one_of(None, "cpu"))
     accelerator: str = "auto"
     devices: int | str = 1
+    nodes: int = attrs.field(default=1, validator=_at_least(1))
     strategy: str = "auto"
     precision: str = "32-true"
     seed: int = attrs.field(default=0, validator=[_at_least(0), _below(2**31)])
@@ -166,4 +174,5 @@ class TrainConfig:
     logger: str = attrs.field(default="tensorboard", validator=attrs.validators.in_(("tensorboard", "csv", "none")))
     progress: bool = True
     resume: bool = False
+    estimate: str | None = None
     trust_remote_code: bool = False

@@ -13,6 +13,7 @@ from nlhf_zoo.interfaces import PreferenceOracle
 from nlhf_zoo.intervals import wilson_interval
 from nlhf_zoo.llm import LanguagePolicy
 from nlhf_zoo.training.module import seeded
+from nlhf_zoo.training.processes import by_first, everyone, place
 from nlhf_zoo.training.stream import PromptText, encoded_prompts
 
 __all__ = ["Answers", "Estimate", "answer", "distance", "win_rate"]
@@ -48,20 +49,29 @@ class Answers:
 def answer(
     policy: LanguagePolicy, reference: LanguagePolicy, prompts: Sequence[PromptText], *, seed: int, batch_size: int
 ) -> Answers:
-    """Sample one response to each prompt."""
-    texts: list[str] = []
-    own: list[float] = []
-    other: list[float] = []
-    lengths: list[int] = []
-    for start in range(0, len(prompts), batch_size):
-        rows = prompts[start : start + batch_size]
+    """Sample one response to each prompt, each process a share of the batches; a collective call, equal on all.
+
+    Draws are seeded by (seed, batch), so that the answers do not depend on the number of processes.
+    """
+    starts = range(0, len(prompts), batch_size)
+    rank, processes = place()
+    mine: dict[int, Answers] = {}
+    for first in range(0, len(starts), processes):
+        # One that has no batch left answers the last again: spread weights need every process in every pass.
+        start = starts[min(first + rank, len(starts) - 1)]
+        rows = tuple(prompts[start : start + batch_size])
         batch = encoded_prompts(rows, policy)
         drawn = policy.sample(batch, 1, seeded(policy.device, seed, start))
-        texts += [row[0] for row in drawn.texts]
-        own += policy.log_prob(batch, drawn).flatten().double().tolist()
-        other += reference.log_prob(batch, drawn).flatten().double().tolist()
-        lengths += drawn.lengths.flatten().tolist()
-    return Answers(tuple(prompts), tuple(texts), tuple(own), tuple(other), tuple(lengths))
+        mine[start] = Answers(
+            rows,
+            tuple(row[0] for row in drawn.texts),
+            tuple(policy.log_prob(batch, drawn).flatten().double().tolist()),
+            tuple(reference.log_prob(batch, drawn).flatten().double().tolist()),
+            tuple(drawn.lengths.flatten().tolist()),
+        )
+    found = {start: answers for share in everyone(mine) for start, answers in share.items()}
+    in_order = [attrs.astuple(found[start], recurse=False) for start in starts]
+    return Answers(*(sum(column, ()) for column in zip(*in_order, strict=True)))
 
 
 def win_rate(oracle: PreferenceOracle, first: Answers, second: Answers) -> Estimate:
@@ -92,12 +102,16 @@ def report(
     seed: int,
     batch_size: int,
 ) -> tuple[dict[str, Any], Answers, Answers]:
-    """Win rate under each oracle, KL, length and diversity; and both sides' answers."""
+    """Win rate under each oracle, KL, length and diversity; and both sides' answers. A collective call.
+
+    The first process alone asks the oracles.
+    """
     mine = answer(policy, reference, prompts, seed=seed, batch_size=batch_size)
     # Another seed: with equal draws an untrained policy would meet its own answers.
     theirs = answer(reference, reference, prompts, seed=seed + 1, batch_size=batch_size)
+    rates = by_first(lambda: {name: win_rate(oracle, mine, theirs) for name, oracle in oracles.items()})
     figures: dict[str, Any] = {
-        "win_rate": {name: attrs.asdict(win_rate(oracle, mine, theirs)) for name, oracle in oracles.items()},
+        "win_rate": {name: attrs.asdict(rate) for name, rate in rates.items()},
         "kl_to_reference": attrs.asdict(distance(mine)),
         "length": sum(mine.lengths) / len(mine.lengths),
         "reference_length": sum(theirs.lengths) / len(theirs.lengths),

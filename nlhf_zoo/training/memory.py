@@ -46,6 +46,10 @@ def load_pool(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, decoding:
 
 
 def _check(config: TrainConfig) -> None:
+    if config.strategy == "fsdp2":
+        wanted = [name for name in ("lora_rank", "frozen_dtype", "frozen_device") if getattr(config, name)]
+        if wanted:
+            raise BadInput(f"{wanted[0]}: fsdp2 spreads whole models only; leave it out, or use ddp")
     if config.load_in_4bit and not config.lora_rank:
         raise BadInput("load_in_4bit: weights in 4 bit cannot be trained; give lora_rank too")
     if config.lora_targets and not config.lora_rank:

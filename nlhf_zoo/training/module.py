@@ -14,29 +14,44 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, QueryCount, Solver, State, Update, weights_changed
 from nlhf_zoo.llm.objective import measured_distances, sampled_objective
 from nlhf_zoo.llm.payoffs import check_samples
 from nlhf_zoo.llm.tokens import PromptBatch
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.networks import NetworkPool, SlotPolicy
+from nlhf_zoo.training.processes import everyone, over_all, total
+from nlhf_zoo.training.strategies import ShardedStrategy
 from nlhf_zoo.training.stream import PromptText, encoded_prompts
 
 __all__ = ["NashTraining", "seeded"]
 
 
 def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
-    """A generator whose seed is a hash of these numbers (seed, batch, process, ...)."""
+    """A generator whose seed is a hash of these numbers (seed, batch, ...)."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
+
+
+@attrs.frozen(eq=False)
+class _Seen:
+    """One batch of a gradient step: what was drawn from, what it cost, and what was measured."""
+
+    number: int
+    prompts: PromptBatch
+    queries: QueryCount
+    tokens: int
+    measured: Mapping[str, Tensor]
 
 
 class NashTraining(LightningModule):
     """One training run of one solver on one language model.
 
-    The solver's `State` lives here; its policies are slots of a `NetworkPool`. A batch is one gradient step on
-    the update at hand; when the update has had its batches, the solver accepts the outcome and proposes the next.
-    Every random draw is seeded by (seed, batch, process), so that a resumed run repeats what it would have done.
+    The solver's `State` lives here; its policies are slots of a `NetworkPool`. One batch a process, or several with
+    accumulation, make a gradient step on the update at hand; when the update has had its steps, the solver accepts the
+    outcome and proposes the next. Every random draw is seeded by (seed, number of the batch), so that a resumed run
+    repeats what it would have done, on any number of processes.
     """
 
     def __init__(self, pool: NetworkPool, solver: Solver, game: Game, config: TrainConfig) -> None:
@@ -47,7 +62,7 @@ class NashTraining(LightningModule):
         check_samples(pool.policy(), solver.propose(self.game, self.state), config.num_samples)
         self.update: Update | None = None
         self.inner_done = 0
-        self._last: tuple[int, PromptBatch] | None = None
+        self._seen: list[_Seen] = []
         self.tokens_generated = 0
         self.seconds_before = 0.0
         self._begun = time.perf_counter()
@@ -76,49 +91,62 @@ class NashTraining(LightningModule):
     def training_step(self, batch: tuple[int, Sequence[PromptText]], batch_idx: int) -> Tensor:
         number, prompts = batch
         update = self._update()
-        torch.manual_seed(int(seeded("cpu", self.config.seed, number, self.global_rank, 1).initial_seed()))
-        generator = seeded(self.device, self.config.seed, number, self.global_rank)
+        torch.manual_seed(int(seeded("cpu", self.config.seed, number, 1).initial_seed()))
+        generator = seeded(self.device, self.config.seed, number)
         student = self.pool.policy()
         encoded = encoded_prompts(prompts, student)
-        self._last = (number, encoded)
         before = self.game.oracle.queries
         # Dropout would make the trained policy another than the sampled one; recomputation needs train mode.
         self.pool.student.train(self.config.gradient_checkpointing)
         samples, chunks = self.config.num_samples, self.config.judge_chunks
         objective = sampled_objective(student, update, self.game, encoded, samples, generator, chunks=chunks)
-        self._queries = self._queries + (self.game.oracle.queries - before)
-        self.tokens_generated += objective.tokens_generated
-        self._log(objective.measured, len(prompts))
+        queries = self.game.oracle.queries - before
+        self._seen.append(_Seen(number, encoded, queries, objective.tokens_generated, objective.measured))
         return objective.loss
 
-    def _log(self, measured: Mapping[str, Tensor], batch_size: int) -> None:
+    def _count(self) -> None:
+        """Add what the step's batches cost, on all processes."""
+        costs = [(batch.queries.exact, batch.queries.sampled, batch.tokens) for batch in self._seen]
+        exact, sampled, tokens = total([sum(cost) for cost in zip(*costs, strict=True)], self.device)
+        self._queries = self._queries + QueryCount(exact, sampled)
+        self.tokens_generated += tokens
+
+    def _log(self) -> None:
+        """Means over the step's batches, on all processes."""
         shown = ("preference", "kl_to_reference", "length")
-        for name, value in measured.items():
-            self.log(f"train/{name}", value.float(), prog_bar=name in shown, batch_size=batch_size)
+        names = list(self._seen[0].measured)
+        every = torch.stack([torch.stack([batch.measured[name].float() for name in names]) for batch in self._seen])
+        for name, value in zip(names, over_all(every.mean(0)), strict=True):
+            self.log(f"train/{name}", value, prog_bar=name in shown, batch_size=1)
         for name, value in self.state.numbers.items():
             if isinstance(value, int | float):
-                self.log(f"train/{name}", float(value), batch_size=batch_size)
-        self.log("train/solver_step", float(self.state.step), batch_size=batch_size)
-        self.log("train/queries", float(self._queries.total), batch_size=batch_size)
+                self.log(f"train/{name}", float(value), batch_size=1)
+        self.log("train/solver_step", float(self.state.step), batch_size=1)
+        self.log("train/queries", float(self._queries.total), batch_size=1)
 
     def _update(self) -> Update:
         if self.update is None:
             self.update = self.solver.propose(self.game, self.state)
             if self.inner_done == 0:
-                self.pool.begin(self.solver, self.game, self.state, self.update, self._batches(self.update))
+                self.pool.begin(self.solver, self.game, self.state, self.update, self._steps(self.update))
         return self.update
 
-    def _batches(self, update: Update) -> int:
+    def _steps(self, update: Update) -> int:
         return update.steps or self.config.inner_steps
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Here, and not in a hook at the end of the batch: checkpoints are written before those run.
         super().optimizer_step(*args, **kwargs)
         weights_changed(self.pool.student)  # not every optimizer writes where torch sees it
+        if len(self._seen) < self.trainer.accumulate_grad_batches:
+            return  # DeepSpeed counts the batches itself, and is called at each
+        self._count()
+        self._log()
         self.inner_done += 1
         assert self.update is not None
-        if self.inner_done == self._batches(self.update):
+        if self.inner_done == self._steps(self.update):
             self._accept()
+        self._seen.clear()
 
     def _accept(self) -> None:
         answer = self.pool.policy()
@@ -129,27 +157,29 @@ class NashTraining(LightningModule):
         self.update, self.inner_done = None, 0
 
     def _distances(self, answer: SlotPolicy) -> dict[str, float]:
-        """What the solver wants to know of the answer, on the last batch's prompts; the same on every process."""
+        """What the solver wants to know of the answer, on the step's prompts; the same on every process."""
         assert self.update is not None
         if not self.update.distances:
             return {}
-        assert self._last is not None
-        number, prompts = self._last
-        generator = seeded(self.device, self.config.seed, number, self.global_rank, 2)
         self.pool.student.eval()
-        found, tokens = measured_distances(
-            self.update, answer, prompts, num_samples=self.config.num_samples, generator=generator
-        )
-        self.tokens_generated += tokens
-        if self.trainer.world_size > 1:
-            mine = torch.tensor(list(found.values()), dtype=torch.float64, device=self.device)
-            every = torch.as_tensor(self.all_gather(mine))
-            # Independent draws: means are averaged, and so are variances, the mean's being smaller by their number.
-            mean, root = every.mean(0), (every.square().mean(0) / len(every)).sqrt()
-            found = {name: float(root[i] if name.endswith("_error") else mean[i]) for i, name in enumerate(found)}
+        mine: list[dict[str, float]] = []
+        tokens = 0
+        for batch in self._seen:
+            generator = seeded(self.device, self.config.seed, batch.number, 2)
+            found, count = measured_distances(
+                self.update, answer, batch.prompts, num_samples=self.config.num_samples, generator=generator
+            )
+            mine.append(found)
+            tokens += count
+        self.tokens_generated += total([tokens], self.device)[0]
+        found = _pooled([one for several in everyone(mine) for one in several])
         for name, value in found.items():
-            self.log(f"train/{name}", value, batch_size=len(prompts))
+            self.log(f"train/{name}", value, batch_size=1)
         return found
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.pool.spread(self.trainer.strategy.shard)
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -168,12 +198,18 @@ class NashTraining(LightningModule):
             "queries": [self._queries.exact, self._queries.sampled],
             "accepted_queries": [self.state.queries.exact, self.state.queries.sampled],
             "inner_done": self.inner_done,
+            "batches_a_step": self._batches_a_step,
             "tokens_generated": self.tokens_generated,
             "seconds": self.seconds,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["nlhf_zoo"]
+        if saved["batches_a_step"] != self._batches_a_step:
+            raise BadInput(
+                f"resume: {saved['batches_a_step']} batches made a step, and {self._batches_a_step} do now;"
+                " keep devices x nodes x accumulate as it was"
+            )
         self.state = State(
             policies=self.pool.restore(saved),
             step=saved["step"],
@@ -184,6 +220,14 @@ class NashTraining(LightningModule):
         self._queries = QueryCount(*saved["queries"])
         self.update, self.inner_done = None, saved["inner_done"]
         self.tokens_generated, self.seconds_before = saved["tokens_generated"], saved["seconds"]
+        # Lightning tells by the batches it has read where a step ends; other processes may have read as many as one.
+        for count in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
+            if isinstance(count, dict):
+                count.update(dict.fromkeys(count, checkpoint["global_step"] * self.config.accumulate))
+
+    @property
+    def _batches_a_step(self) -> int:
+        return self.trainer.world_size * self.config.accumulate
 
     def _dropout_off(self) -> None:
         """Rates to zero: gradient checkpointing needs train mode, and dropout is not wanted in it."""
@@ -194,3 +238,16 @@ class NashTraining(LightningModule):
             for name, value in list(vars(module).items()):
                 if "drop" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
+
+
+def _pooled(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of independent measurements, and under "NAME_error" the means' standard errors."""
+    count = len(measured)
+    pooled: dict[str, float] = {}
+    for name in measured[0]:
+        values = [one[name] for one in measured]
+        if name.endswith("_error"):
+            pooled[name] = sum(value * value for value in values) ** 0.5 / count
+        else:
+            pooled[name] = sum(values) / count
+    return pooled

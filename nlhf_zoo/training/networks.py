@@ -7,7 +7,7 @@ the pool can ask beforehand which policies outlive an update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -19,11 +19,12 @@ from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State
 from nlhf_zoo.llm import Decoding, GeometricMixture, LanguagePolicy
 from nlhf_zoo.llm.host import copy_weights, frozen_copy
 from nlhf_zoo.llm.policy import average_into
+from nlhf_zoo.llm.sharding import empty_copies, whole_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NetworkPool", "SlotPolicy", "models_held"]
+__all__ = ["NetworkPool", "SlotPolicy", "models_held", "rehearse"]
 
 
 class SlotPolicy(LanguagePolicy):
@@ -101,6 +102,8 @@ class NetworkPool(nn.Module):
         self.base = base
         self._tokenizer, self._decoding, self.make_spare = tokenizer, decoding, spare
         self._busy: set[int] = set()
+        self._shard: Callable[[nn.Module], None] | None = None
+        self._empty: Callable[[], nn.Module] | None = None
         # These are loaded again from where they came from: a checkpoint holds what training makes, and no more.
         self.register_state_dict_post_hook(_without_fixed)
         self.register_load_state_dict_post_hook(_fixed_are_not_missed)
@@ -109,6 +112,16 @@ class NetworkPool(nn.Module):
         """Names in the state dict of weights that training never changes: the reference's and the base's."""
         parts = {"reference": self.reference, **({} if self.base is None else {"base": self.base})}
         return {f"{part}.{name}" for part, module in parts.items() for name in module.state_dict()}
+
+    def spread(self, shard: Callable[[nn.Module], None]) -> None:
+        """Spread every network over the processes by `shard`, those that are made later too."""
+        self._shard, self._empty = shard, empty_copies(self.student)
+        for network in (self.student, self.reference, *self.spares):
+            shard(network)
+
+    def whole(self, network: nn.Module) -> nn.Module:
+        """A network to save: itself, or where it is spread a copy that is whole on the first process alone."""
+        return network if self._empty is None else whole_copy(network, self._empty())
 
     def policy(self, network: nn.Module | None = None) -> SlotPolicy:
         """A new value that stands for the weights a network (the student, unless given) holds now."""
@@ -169,8 +182,15 @@ class NetworkPool(nn.Module):
         return self.spares[free]
 
     def _grow(self) -> int:
-        # Modes are its maker's affair: an adapter shares the student's.
-        self.spares.append(self.make_spare(self.student).requires_grad_(False))
+        if self._shard is not None and self._empty is not None:
+            spare = self._empty()
+            self._shard(spare)  # before it takes memory
+            spare.to_empty(device=next(self.student.parameters()).device)
+            copy_weights(self.student, spare)  # buffers too, which no checkpoint holds
+            self.spares.append(spare.eval())
+        else:
+            # Modes are its maker's affair: an adapter shares the student's.
+            self.spares.append(self.make_spare(self.student).requires_grad_(False))
         return len(self.spares) - 1
 
     def own_slots(self, state: State) -> State:
@@ -214,15 +234,23 @@ def _fixed_are_not_missed(pool: NetworkPool, keys: Any) -> None:
     keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(fixed)]
 
 
-def models_held(solver: Solver, game: Game, inner_steps: int, steps: int = 3) -> int:
-    """Networks in memory at the most, student and reference included, found by a dry run on empty networks."""
+def rehearse(
+    solver: Solver, game: Game, inner_steps: int, steps: int = 3
+) -> Iterator[tuple[NetworkPool, Game, Update]]:
+    """A run on empty networks, whose answers change nothing: each update as it begins, with its pool and game."""
     pool = NetworkPool(nn.Linear(1, 1), nn.Linear(1, 1), None, Decoding())
     dry = attrs.evolve(game, reference=pool.policy(pool.reference))
     state = pool.own_slots(solver.init(dry, pool.policy()))
     while state.step < steps:
         update = solver.propose(dry, state)
         pool.begin(solver, dry, state, update, update.steps or inner_steps)
+        yield pool, dry, update
         state = solver.accept(dry, state, Outcome(pool.policy(), QueryCount(), dict.fromkeys(update.distances, 0.0)))
         pool.settle(state)
         pool.describe(state)
-    return 2 + len(pool.spares)
+
+
+def models_held(solver: Solver, game: Game, inner_steps: int) -> int:
+    """Networks in memory at the most, student and reference included, found by a rehearsal."""
+    pools = [pool for pool, _, _ in rehearse(solver, game, inner_steps)]
+    return 2 + len(pools[-1].spares)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from nlhf_zoo.interfaces import Game, PreferenceOracle, Solver
 from nlhf_zoo.llm.loading import load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.registry import lookup
-from nlhf_zoo.training.budget import Budget, over_all
+from nlhf_zoo.training.budget import Budget
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.evaluation import Answers, answer, report
 from nlhf_zoo.training.export import save_policy
@@ -33,7 +32,9 @@ from nlhf_zoo.training.judges import JudgeWatch, audit_judges, build_judges, com
 from nlhf_zoo.training.memory import load_pool
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.networks import models_held
+from nlhf_zoo.training.processes import by_first, first_process
 from nlhf_zoo.training.quiet import quiet_lightning
+from nlhf_zoo.training.strategies import strategy_of
 from nlhf_zoo.training.stream import PromptData, PromptText
 
 __all__ = ["prompts_of", "train"]
@@ -69,11 +70,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         BadInput: a setting, model, data set or oracle that cannot be used; nothing has been written then.
     """
+    config = _rooted(config)
     checkpoint = _checkpoint(config)
     run = _prepare(config, checkpoint)
     out = config.out
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True))
+    if first_process():
+        out.mkdir(parents=True, exist_ok=True)
+        saved = yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True)
+        write_text(out / "config.yaml", saved)
     module, trainer = run.module, run.trainer
     data = PromptData(run.prompts, config.batch_size, config.seed)
     held = models_held(run.solver, module.game, config.inner_steps)
@@ -94,31 +98,44 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "beta": config.beta,
         "steps": trainer.global_step,
         "solver_steps": module.state.step,
-        "queries": over_all(trainer, module.queries.total),
-        "tokens_generated": over_all(trainer, module.tokens_generated),
+        "queries": module.queries.total,
+        "tokens_generated": module.tokens_generated,
         "seconds": seconds,
         "models_held": held,
     }
+    result = _plain(result | _finish(run, module, out))
     if trainer.is_global_zero:
-        result |= _finish(run, module, out)
-        result = _plain(result)
         write_text(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     trainer.strategy.barrier()
     return result
 
 
+def _rooted(config: TrainConfig) -> TrainConfig:
+    """The same, with paths that hold from any folder: a run is resumed from where one happens to stand."""
+
+    def rooted(value: Any) -> Any:
+        return str(Path(value).absolute()) if isinstance(value, str) and Path(value).exists() else value
+
+    names = ("model", "reference", "tokenizer", "prompts", "eval_prompts")
+    changes: dict[str, Any] = {name: rooted(getattr(config, name)) for name in names}
+    for name in ("oracle_options", "eval_oracle_options"):
+        options = getattr(config, name)
+        changes[name] = {key: rooted(value) if key == "path" else value for key, value in options.items()}
+    return attrs.evolve(config, out=config.out.absolute(), **changes)
+
+
 def _checkpoint(config: TrainConfig) -> str | None:
     """The newest checkpoint to resume from; also says whether the folder may be used at all."""
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not config.resume:
-        return None  # the first process has looked, and has begun to write
-    if config.out.exists() and not config.out.is_dir():
-        raise BadInput(f"out: {config.out} is a file; give a folder")
-    used = config.out.exists() and any(config.out.iterdir())
-    if used and not config.resume:
-        raise BadInput(f"out: {config.out} is not empty; give a new folder, or resume to go on with the run in it")
-    if not used:
+    if first_process():  # the others come when it has begun to write
+        if config.out.exists() and not config.out.is_dir():
+            raise BadInput(f"out: {config.out} is a file; give a folder")
+        used = config.out.exists() and any(config.out.iterdir())
+        if used and not config.resume:
+            raise BadInput(f"out: {config.out} is not empty; give a new folder, or resume to go on with the run in it")
+        if used:
+            _same_run(config)
+    if not config.resume:
         return None
-    _same_run(config)
     found = sorted((config.out / "checkpoints").glob("step=*.ckpt"), key=_step_of)
     return str(found[-1]) if found else None
 
@@ -130,10 +147,11 @@ def _step_of(path: Path) -> int:
 
 # What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
 _FREE = {
-    *("out", "resume", "steps", "queries", "tokens", "progress", "checkpoint_every", "keep_checkpoints"),
+    *("out", "resume", "estimate", "steps", "queries", "tokens", "progress", "checkpoint_every", "keep_checkpoints"),
     *("log_every", "logger", "show_samples", "labelled_pairs"),
     *("eval_every", "eval_batch_size", "eval_oracle", "eval_oracle_options"),
-    *("accelerator", "devices", "strategy", "gradient_checkpointing", "trust_remote_code"),
+    # Devices x nodes x accumulate must stay; the checkpoint knows how many processes there were.
+    *("accelerator", "devices", "nodes", "strategy", "accumulate", "gradient_checkpointing", "trust_remote_code"),
 }
 
 
@@ -158,6 +176,10 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     if "llm" not in cls.backends:
         raise BadInput(f"{config.solver} runs on tables only; nlhf-zoo list shows which solvers train language models")
     solver = configure(config.solver, **{**cls.practical(config.beta), **config.solver_options})
+    if config.resume and config.strategy.startswith("deepspeed"):
+        raise BadInput("resume: DeepSpeed writes checkpoints as pickles, which are not loaded; use ddp or fsdp2")
+    trainer = _trainer(config, checkpoint)
+    _stay_on(trainer.strategy.root_device)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
     prompts, held_out = prompts_of(config, tokenizer)
     oracles = build_judges(config)
@@ -168,7 +190,8 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     game = Game(oracles["training"], pool.policy(pool.reference), config.beta)
     module = NashTraining(pool, solver, game, config)
     watching = [_Evaluate(config, oracles, held_out, labelled), JudgeWatch(config, game.oracle)]
-    return Run(config, solver, oracles, prompts, held_out, module, _trainer(config, checkpoint, watching))
+    trainer.callbacks[:0] = watching  # type: ignore[attr-defined]  # a plain list
+    return Run(config, solver, oracles, prompts, held_out, module, trainer)
 
 
 def prompts_of(config: TrainConfig, tokenizer: Any) -> tuple[tuple[PromptText, ...], tuple[PromptText, ...]]:
@@ -180,6 +203,12 @@ def prompts_of(config: TrainConfig, tokenizer: Any) -> tuple[tuple[PromptText, .
     else:
         held_out = read_prompts(config.eval_prompts, column=config.prompt_column, split=config.prompt_split)
     return _texts(prompts, tokenizer, config), _texts(held_out, tokenizer, config)
+
+
+def _stay_on(device: torch.device) -> None:
+    """Make this process's device the one that judges with device="auto" are loaded to."""
+    if device.index is not None and torch.accelerator.is_available():
+        torch.accelerator.set_device_index(device)
 
 
 def _engine(name: str, options: Mapping[str, Any]) -> Any:
@@ -207,7 +236,7 @@ def _texts(prompts: Sequence[Prompt], tokenizer: Any, config: TrainConfig) -> tu
     )
 
 
-def _trainer(config: TrainConfig, checkpoint: str | None, watching: Sequence[Callback]) -> Trainer:
+def _trainer(config: TrainConfig, checkpoint: str | None) -> Trainer:
     checkpoints = ModelCheckpoint(
         dirpath=config.out / "checkpoints",
         filename="{step}",
@@ -217,7 +246,7 @@ def _trainer(config: TrainConfig, checkpoint: str | None, watching: Sequence[Cal
         every_n_train_steps=config.checkpoint_every,
         save_on_train_epoch_end=False,
     )
-    callbacks: list[Callback] = [checkpoints, *watching, Budget(config)]
+    callbacks: list[Callback] = [checkpoints, Budget(config)]
     if config.progress:
         callbacks.append(TQDMProgressBar())
     if config.logger != "none":
@@ -226,7 +255,9 @@ def _trainer(config: TrainConfig, checkpoint: str | None, watching: Sequence[Cal
         return Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
-            strategy=config.strategy,
+            num_nodes=config.nodes,
+            strategy=strategy_of(config.strategy),
+            accumulate_grad_batches=config.accumulate,
             precision=config.precision,  # type: ignore[arg-type]  # checked by Lightning, whose list grows
             max_steps=config.steps,
             max_epochs=-1,
@@ -239,6 +270,8 @@ def _trainer(config: TrainConfig, checkpoint: str | None, watching: Sequence[Cal
             use_distributed_sampler=False,
             default_root_dir=config.out,
         )
+    except BadInput:
+        raise
     except Exception as error:  # Lightning raises half a dozen kinds for settings it cannot serve
         where = f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy}"
         reason = " ".join(str(error).split())[:300]
@@ -269,27 +302,29 @@ class _Evaluate(Callback):
         self.config, self.oracles, self.held_out, self.labelled = config, oracles, held_out, labelled
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.global_step == 0:
-            assert isinstance(pl_module, NashTraining)
-            found = _audit(self.config, self.oracles, self.held_out, self.labelled, pl_module)
+        if trainer.global_step > 0:
+            return
+        assert isinstance(pl_module, NashTraining)
+        found = _audit(self.config, self.oracles, self.held_out, self.labelled, pl_module)
+        if trainer.is_global_zero:
             write_text(self.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         every = self.config.eval_every
-        if not every or trainer.global_step % every or not trainer.is_global_zero:
+        if not every or trainer.global_step % every or (batch_idx + 1) % self.config.accumulate:
             return
         assert isinstance(pl_module, NashTraining)
         figures, _mine, _theirs = _evaluate(self.config, self.oracles, self.held_out, pl_module)
         for name, estimate in figures["win_rate"].items():
-            pl_module.log(f"eval/win_rate_{name}", estimate["mean"], rank_zero_only=True)
-        pl_module.log("eval/kl_to_reference", figures["kl_to_reference"]["mean"], rank_zero_only=True)
-        pl_module.log("eval/length", float(figures["length"]), rank_zero_only=True)
+            pl_module.log(f"eval/win_rate_{name}", estimate["mean"])
+        pl_module.log("eval/kl_to_reference", figures["kl_to_reference"]["mean"])
+        pl_module.log("eval/length", float(figures["length"]))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = self.config.out / "checkpoints" / f"step={trainer.global_step}.ckpt"
-        if not trainer.interrupted and not last.exists():
+        if not trainer.interrupted and not by_first(last.exists):
             trainer.save_checkpoint(last)
 
 
@@ -300,7 +335,7 @@ def _audit(
     labelled: Sequence[LabelledPair],
     module: NashTraining,
 ) -> dict[str, Any]:
-    """What each oracle says of pairs of the reference's own answers; a table of it goes to stderr."""
+    """What each oracle says of pairs of the reference's answers; a table of it goes to stderr. A collective call."""
     reference = module.pool.policy(module.pool.reference)
     first, second = (
         answer(reference, reference, held_out, seed=config.seed + shift, batch_size=config.eval_batch_size)
@@ -311,9 +346,13 @@ def _audit(
         logger.warning("the reference gave equal answers to every held-out prompt: there is nothing to prefer")
         return {}
     judged, mine, theirs = zip(*((held_out[i].judged, first.texts[i], second.texts[i]) for i in pairs), strict=True)
-    found = audit_judges(oracles, judged, mine, theirs, labelled)
-    show_audits(found)
-    return {role: _plain(attrs.asdict(one)) for role, one in found.items()}
+
+    def asked() -> dict[str, Any]:
+        found = audit_judges(oracles, judged, mine, theirs, labelled)
+        show_audits(found)
+        return {role: _plain(attrs.asdict(one)) for role, one in found.items()}
+
+    return by_first(asked)
 
 
 def _evaluate(
@@ -330,9 +369,13 @@ def _evaluate(
 
 def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
     # The policy first: whatever becomes of the evaluation, the training is not lost.
-    saved = save_policy(out, module.current, trust_remote_code=run.config.trust_remote_code)
+    policy, saved = module.current, {}
+    assert policy.network is not None
+    network = module.pool.whole(policy.network)
+    if run.trainer.is_global_zero:
+        saved = save_policy(out, network, policy.tokenizer, trust_remote_code=run.config.trust_remote_code)
     figures, mine, theirs = _evaluate(run.config, run.oracles, run.held_out, module)
-    if run.config.show_samples:
+    if run.config.show_samples and run.trainer.is_global_zero:
         rows = [
             {"prompt": prompt.judged, "reference": reference, "policy": text}
             for prompt, reference, text in zip(mine.prompts, theirs.texts, mine.texts, strict=True)

@@ -52,7 +52,11 @@ def prompt_order(count: int, seed: int, start: int, length: int) -> list[int]:
 
 
 class PromptData(LightningDataModule):
-    """Batches of `batch_size` prompts a process; each batch carries its number, from which all its draws are seeded."""
+    """Batches of `batch_size` prompts; each carries its number in the run, from which all its draws are seeded.
+
+    An optimizer step takes as many batches as there are processes times `accumulate_grad_batches`. They are numbered
+    through, so that any split of that product into processes and batches in turn is the same run.
+    """
 
     def __init__(self, prompts: Sequence[PromptText], batch_size: int, seed: int) -> None:
         super().__init__()
@@ -61,11 +65,12 @@ class PromptData(LightningDataModule):
     def train_dataloader(self) -> Any:
         return _Batches(self)
 
-    def batch(self, number: int) -> tuple[int, tuple[PromptText, ...]]:
+    def batch(self, turn: int) -> tuple[int, tuple[PromptText, ...]]:
+        """This process's batch of a turn, and that batch's number among those of all processes."""
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
-        start = (number * world + rank) * self.batch_size
-        order = prompt_order(len(self.prompts), self.seed, start, self.batch_size)
+        number = turn * world + rank
+        order = prompt_order(len(self.prompts), self.seed, number * self.batch_size, self.batch_size)
         return number, tuple(self.prompts[i] for i in order)
 
 
@@ -78,4 +83,4 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[int, tuple[PromptText, ...]]]:
         trainer = self.data.trainer
         start = 0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches
-        return (self.data.batch(number) for number in itertools.count(start))
+        return (self.data.batch(turn) for turn in itertools.count(start))
