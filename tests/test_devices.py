@@ -107,7 +107,8 @@ def equal_runs(folder: Path, one: str, other: str) -> None:
     start = load_file(folder / "lm" / "model.safetensors")
     assert weights.keys() == also.keys() == start.keys()
     for name, value in weights.items():
-        torch.testing.assert_close(value, also[name], rtol=1e-4, atol=1e-6)
+        # Adam makes a step of the learning rate's size out of a gradient near 0, whose sign may be rounding.
+        torch.testing.assert_close(value, also[name], rtol=1e-4, atol=1e-4)
     assert any(not torch.equal(value, start[name]) for name, value in weights.items())
 
 
