@@ -250,7 +250,7 @@ def rehearse(
         pool.describe(state)
 
 
-def models_held(solver: Solver, game: Game, inner_steps: int) -> int:
+def models_held(solver: Solver, game: Game, inner_steps: int, steps: int = 3) -> int:
     """Networks in memory at the most, student and reference included, found by a rehearsal."""
-    pools = [pool for pool, _, _ in rehearse(solver, game, inner_steps)]
+    pools = [pool for pool, _, _ in rehearse(solver, game, inner_steps, steps)]
     return 2 + len(pools[-1].spares)
