@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["write_bytes", "write_text"]
+__all__ = ["UNFINISHED", "replacing", "sweep", "write_bytes", "write_text"]
+
+UNFINISHED = ".part"
+"""How the name ends of what is still being written, beside its place, with a dot in front."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """A file to write beside its place, moved there when the block ends; on any failure nothing is left behind.
+
+    A killed process can leave a hidden ".part" file, which `sweep` removes; never half a file under `path`.
+
+    Args:
+        durable: wait until the disk has it, so that it outlives a power failure as well.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        # mkstemp makes files for the owner alone; a result is as readable as any other file here.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(scratch).chmod(0o666 & ~umask)
+        Path(scratch).replace(path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+    if durable:
+        _flush_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file beside its place and move it there; on any failure nothing is left behind.
+    """Write a UTF-8 file as `replacing` does.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -20,15 +58,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As `write_text`, of any content."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    with replacing(path) as file:
+        file.write(content)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files and folders that killed writers left in a folder that nobody else writes to."""
+    for scratch in folder.glob(f".*{UNFINISHED}"):
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            scratch.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    # The new name is in the folder, not in the file. Windows cannot open one, and needs no flush.
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes files for the owner alone; a result is as readable as any other file here.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(scratch).chmod(0o666 & ~umask)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -89,7 +89,7 @@ def test_every_solver_trains(name: str, folder: Path, tmp_path: Path) -> None:
     assert result["queries"] == 4 * 4 * 3
     assert result["win_rate"]["training"]["low"] <= result["win_rate"]["training"]["mean"]
     assert json.loads((out / "result.json").read_text())["kl_to_reference"] == result["kl_to_reference"]
-    assert len((out / "samples.jsonl").read_text().splitlines()) == 8
+    assert len((out / "samples" / "step=4.jsonl").read_text().splitlines()) == 8
     model = AutoModelForCausalLM.from_pretrained(out / "policy")
     tokenizer = AutoTokenizer.from_pretrained(out / "policy")
     assert model.generate(**tokenizer("say 3:", return_tensors="pt"), max_new_tokens=3, do_sample=False).shape[1] > 6

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import attrs
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from nlhf_zoo.cli.config_files import read_config, scalar
+from nlhf_zoo.cli.config_files import commented_yaml, read_config, scalar
 from nlhf_zoo.cli.verb import Verb
 from nlhf_zoo.errors import BadInput
 
@@ -31,24 +31,36 @@ class Asked:
 
 
 def read(verb: Verb, argv: list[str]) -> Asked | None:
-    """The options of a verb; `None` where `--help` was asked for, and printed.
+    """The options of a verb; `None` where `--help` or `--print-config` was asked for, and printed.
 
     Raises:
         BadInput: an unknown flag or key, a value that does not fit, a required one that is missing.
     """
     parser = _parser(verb)
     try:
-        given = _parsed(verb, parser, _with_negative_numbers(argv))
+        # jsonargparse's users write it with an underscore, and it takes that spelling for a flag of its own.
+        spelt = ["--print-config" if token == "--print_config" else token for token in argv]
+        given = _parsed(verb, parser, _with_negative_numbers(spelt))
     except SystemExit:  # how argparse ends after --help
         return None
-    as_json = given.pop("json", False)
+    as_json, shown = given.pop("json", False), given.pop("print_config", False)
     values: dict[str, Any] = {}
     for path in given.pop("config", None) or []:
         _lay_over(values, _from_config(verb, parser, path))
     _lay_over(values, given)
+    if shown:
+        missing = _missing(verb, values)
+        # What is required stands in for itself, so that all else is checked as in a run.
+        _made(verb, {**dict.fromkeys(missing, "x"), **values})
+        print(commented_yaml(verb.options, values, described(verb.options)), end="")
+        return None
     _require(verb, values)
+    return Asked(_made(verb, values), as_json)
+
+
+def _made(verb: Verb, values: Mapping[str, Any]) -> Any:
     try:
-        return Asked(verb.options(**values), as_json)
+        return verb.options(**values)
     except BadInput:
         raise
     except (TypeError, ValueError) as error:  # attrs' own validators
@@ -151,7 +163,13 @@ def _parser(verb: Verb) -> ArgumentParser:
             type=str,
             action="append",
             metavar="FILE",
-            help="YAML file of options, by the names above with _ for -; flags go before it, wherever they stand",
+            help="YAML file of options, by the names above with _ for -, or recipe:NAME; flags go before it, wherever"
+            " they stand",
+        )
+        parser.add_argument(
+            "--print-config",
+            action="store_true",
+            help="print the whole configuration that these flags and files make, as a commented YAML file, and stop",
         )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
     return parser
@@ -237,7 +255,7 @@ def _explained(verb: Verb, message: str) -> str:
         name = first.partition("=")[0]
         filling = [flag for entries in verb.entries.values() for flag in entries.fill]
         fields = (_flag(verb, f.name) for f in attrs.fields(verb.options))
-        known = [*fields, *filling, "--config", "--json", "--help"]
+        known = [*fields, *filling, "--config", "--print-config", "--json", "--help"]
         near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
         return f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else help_)
     if match := re.match(r"argument (\S+?)(?:/\S+)?: (.*)", message):
@@ -312,8 +330,12 @@ def _lay_over(values: dict[str, Any], upper: Mapping[str, Any]) -> None:
 
 
 def _require(verb: Verb, values: Mapping[str, Any]) -> None:
-    missing = [f.name for f in attrs.fields(verb.options) if f.default is attrs.NOTHING and values.get(f.name) is None]
+    missing = _missing(verb, values)
     if missing:
         names = [name.upper() if name == verb.positional else _flag(verb, name) for name in missing]
         where = ", or a --config that has it" if verb.configurable else ""
         raise BadInput(f"{verb.name} needs {', '.join(names)}{where}; see nlhf-zoo {verb.name} --help")
+
+
+def _missing(verb: Verb, values: Mapping[str, Any]) -> list[str]:
+    return [f.name for f in attrs.fields(verb.options) if f.default is attrs.NOTHING and values.get(f.name) is None]

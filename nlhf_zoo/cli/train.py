@@ -74,5 +74,6 @@ transformers format, all in the folder --out. With --resume a run that was stopp
         "engine_options": "--engine-set",
         "oracle_options": "--oracle-set",
         "eval_oracle_options": "--eval-oracle-set",
+        "logger_options": "--logger-set",
     },
 )

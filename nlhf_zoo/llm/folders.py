@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nlhf_zoo.atomic import UNFINISHED
 from nlhf_zoo.errors import BadInput
 
 __all__ = ["load_classifier", "own_device", "save_folder"]
@@ -25,7 +26,7 @@ def save_folder(path: str | os.PathLike[str], model: Any, tokenizer: Any, texts:
     """
     target = Path(path)
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         for name, content in texts.items():

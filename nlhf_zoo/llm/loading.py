@@ -10,6 +10,7 @@ import torch
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.llm.adapters import quiet_peft
+from nlhf_zoo.llm.places import require_place, similar_folders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,12 +111,12 @@ def load_tokenizer(tokenizer: str, trust_remote_code: bool = False) -> PreTraine
 def _load(what: str, source: str, load: Any) -> Any:
     from safetensors import SafetensorError
 
+    require_place(what, source)
     try:
         return load()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if Path(source).exists() or source.startswith((".", "/", "~")):
-            hint = "give a folder in transformers format" if Path(source).exists() else "there is no such folder"
-        else:
-            hint = "give a folder, or a hub id that this machine can reach"
+        there = Path(source).exists()
+        hint = "; give a folder in transformers format" if there else similar_folders(source)
+        hint = hint or "; give a folder, or a hub id that this machine can reach"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{what} {source!r} cannot be loaded ({reason}); {hint}") from None
+        raise BadInput(f"{what} {source!r} cannot be loaded ({reason}){hint}") from None

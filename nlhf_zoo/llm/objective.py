@@ -14,7 +14,8 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Divergence, Fit, Game, Itself, ReverseKL, Update
 from nlhf_zoo.llm.judging import Judging
 from nlhf_zoo.llm.matches import play
-from nlhf_zoo.llm.payoffs import check_samples, leave_one_out, log_ratio, sampled_payoffs
+from nlhf_zoo.llm.observed import distinct_pairs, length_correlation
+from nlhf_zoo.llm.payoffs import Payoffs, check_samples, leave_one_out, log_ratio, sampled_payoffs
 from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network
 from nlhf_zoo.llm.tokens import PromptBatch, TokenResponses
 from nlhf_zoo.metrics import improvement_value, kl_divergence
@@ -80,8 +81,7 @@ def sampled_objective(
             measured["kl_to_reference"] = ratio.mean()
         met = sampled_payoffs(student, update, game, prompts, played, ratio, generator)
     advantage = met.value - met.baseline
-    if met.preference is not None:
-        measured["preference"] = met.preference
+    measured |= _seen(drawn, met)
     returns = torch.zeros_like(value)
     for anchor, kind in zip(update.anchors, update.divergences(game), strict=True):
         rho = as_language(anchor.policy)
@@ -109,6 +109,14 @@ def engine_mismatch(drawn: TokenResponses, by_token: Tensor) -> dict[str, Tensor
         return {}
     gap = (by_token.detach().float() - drawn.log_probs).abs()
     return {"engine_mismatch": gap.sum() / drawn.mask.sum()}
+
+
+def _seen(drawn: TokenResponses, met: Payoffs) -> dict[str, Tensor]:
+    """What tells the state of a training, where it was seen in this batch."""
+    seen = {"preference": met.preference, "decisiveness": met.decided}
+    if drawn.num_samples > 1:
+        seen |= {"distinct": distinct_pairs(drawn.texts)} | length_correlation(drawn.lengths, met.value)
+    return {name: value for name, value in seen.items() if value is not None}
 
 
 def _slope(divergence: Divergence, gap: Tensor) -> Tensor:
@@ -152,8 +160,7 @@ def _fitted(
             if anchor.policy is game.reference:
                 measured["kl_to_reference"] = (value - held).mean()
         met = sampled_payoffs(author, update, game, prompts, played, None, generator, own_match=fit.pairwise)
-    if met.preference is not None:
-        measured["preference"] = met.preference
+    measured |= _seen(drawn, met)
     loss = fit.loss(gap, met.value.to(gap.dtype), update.weight).mean()
     measured |= {"loss": loss.detach(), "log_prob_per_token": value.sum() / drawn.lengths.sum()}
     return Objective(loss, measured, int(drawn.mask.sum()) + met.tokens)

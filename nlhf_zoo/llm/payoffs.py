@@ -16,6 +16,7 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import EnumerableOracle, Game, Itself, Opponent, PairwiseLoss, Policy, Update
 from nlhf_zoo.llm.judging import self_play
 from nlhf_zoo.llm.matches import Played
+from nlhf_zoo.llm.observed import decisiveness
 from nlhf_zoo.llm.policy import LanguagePolicy, as_language, same_network
 from nlhf_zoo.llm.tokens import PromptBatch, TokenResponses
 
@@ -54,6 +55,8 @@ class Payoffs:
         baseline: (B, K), independent of the response that it stands beside.
         tokens: what the opponents generated.
         preference: mean preference over the opponents; `None` against itself, where it is 1/2.
+        decided: mean |P - 1/2| over judged pairs of different texts; `None` where there were none, or where answers
+            come by coin.
         joined: opponents' responses that learn too, and the (B, K) payoff of each; see `PairwiseLoss.both_learn`.
             Their share, and that of the author's own, is one half.
     """
@@ -62,6 +65,7 @@ class Payoffs:
     baseline: Tensor
     tokens: int = 0
     preference: Tensor | None = None
+    decided: Tensor | None = None
     joined: tuple[tuple[TokenResponses, Tensor], ...] = ()
 
 
@@ -114,12 +118,14 @@ def sampled_payoffs(
     if update.opponent is None:
         return Payoffs(zero, zero)
     linked, slope, point = (None, 1.0, 0.0) if ratio is None else update.loss.of_single(ratio.double())  # type: ignore[union-attr]
-    value, baseline, tokens, preference = zero, zero, 0, None
+    value, baseline, tokens, preference, decided = zero, zero, 0, None, None
     joined: list[tuple[TokenResponses, Tensor]] = []
     joins = update.loss is not None and update.loss.joins(update)
+    drawn = played.drawn.texts
     for match in played.matches:
         weight, answers, judged = match.weight, match.answers, match.judged(generator)
         if answers is None:
+            told = decisiveness(judged, [a != b for row in drawn for a in row for b in row])
             off = ~torch.eye(judged.shape[-1], dtype=torch.bool, device=judged.device)
             h = None if linked is None else linked.unsqueeze(-1) - linked.unsqueeze(-2)
             signal = _signal(update.loss, judged, h)
@@ -130,6 +136,8 @@ def sampled_payoffs(
             value, baseline = value + weight * mean, baseline + weight * even
         else:
             tokens += int(answers.mask.sum())
+            both = zip(drawn, answers.texts, strict=True)
+            told = decisiveness(judged, [a != b for pair in both for a, b in zip(*pair, strict=True)])
             h, their_slope = None, 1.0
             if linked is not None:
                 theirs = log_ratio(update.start, game.reference, author, prompts, answers, None)
@@ -142,12 +150,13 @@ def sampled_payoffs(
                 mean = mean / 2
             value, baseline = value + weight * mean, baseline + weight * leave_one_out(mean)
             preference = judged.mean()
+        decided = told if told is not None and not game.oracle.answers_by_coin else decided
     if isinstance(slope, Tensor):
         # An even match's signal is 0 for every pairwise loss, so that no baseline is lost by the slope.
         value, baseline = slope * value, slope * baseline
     if isinstance(point, Tensor):
         value, baseline = value + point, baseline + leave_one_out(point)
-    return Payoffs(value, baseline, tokens, preference, tuple(joined))
+    return Payoffs(value, baseline, tokens, preference, decided, tuple(joined))
 
 
 def _signal(loss: PairwiseLoss | None, preference: Tensor, log_ratio: Tensor | None) -> Tensor:

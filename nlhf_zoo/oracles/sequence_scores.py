@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.llm.places import require_place
 from nlhf_zoo.oracles.templates import Row, Template, encode
 
 __all__ = ["CARD", "SequenceScorer", "default_max_length", "padded", "preference", "read_card", "same_length"]
@@ -118,6 +119,7 @@ def read_card(path: str | os.PathLike[str], kind: str, revision: str | None) -> 
     else:
         from transformers.utils.hub import cached_file
 
+        require_place("judge", str(path))
         file = cached_file(
             str(path),
             CARD,

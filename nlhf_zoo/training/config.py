@@ -107,8 +107,9 @@ class TrainConfig:
         eval_size: held-out prompts, where `eval_prompts` is not given.
         split_seed: of the split into training and held-out prompts; `seed` unless given.
         eval_batch_size: prompts a batch of the evaluation.
-        show_samples: held-out prompts whose answers are written to samples.jsonl, to read; 0 writes none.
-        logger: "tensorboard", "csv" or "none".
+        show_samples: held-out prompts whose answers are written to samples/, and shown by the logger; 0 writes none.
+        logger: "tensorboard", "csv", "wandb", "mlflow" or "none".
+        logger_options: keyword arguments of Lightning's logger: project, offline, tracking_uri, ...
         progress: show a bar of the batches.
         resume: go on from the newest checkpoint in `out`, where there is one.
         estimate: train nothing, and print the memory and the time that the run would take on devices of this kind:
@@ -171,7 +172,10 @@ class TrainConfig:
     split_seed: int | None = None
     eval_batch_size: int = attrs.field(default=32, validator=_at_least(1))
     show_samples: int = attrs.field(default=8, validator=_at_least(0))
-    logger: str = attrs.field(default="tensorboard", validator=attrs.validators.in_(("tensorboard", "csv", "none")))
+    logger: str = attrs.field(
+        default="tensorboard", validator=attrs.validators.in_(("tensorboard", "csv", "wandb", "mlflow", "none"))
+    )
+    logger_options: Mapping[str, Any] = attrs.field(factory=dict)
     progress: bool = True
     resume: bool = False
     estimate: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from nlhf_zoo.training.module import seeded
 from nlhf_zoo.training.processes import by_first, everyone, place
 from nlhf_zoo.training.stream import PromptText, encoded_prompts
 
-__all__ = ["Answers", "Estimate", "answer", "distance", "win_rate"]
+__all__ = ["Answers", "Estimate", "Report", "answer", "distance", "report", "small_distance", "verdicts", "win_rate"]
 
 
 @attrs.frozen
@@ -43,6 +44,17 @@ class Answers:
     def distinct(self) -> float:
         """Share of different texts, in (0, 1]."""
         return len(set(self.texts)) / len(self.texts)
+
+    @property
+    def distinct_bigrams(self) -> float | None:
+        """Different pairs of neighbouring words over all pairs, all texts together; `None` without any."""
+        pairs = [pair for text in self.texts for pair in itertools.pairwise(text.split())]
+        return len(set(pairs)) / len(pairs) if pairs else None
+
+    @property
+    def entropy(self) -> float:
+        """Nats a token, the mean of -log-probability over all tokens drawn."""
+        return -sum(self.log_probs) / max(1, sum(self.lengths))
 
 
 @torch.no_grad()
@@ -74,15 +86,20 @@ def answer(
     return Answers(*(sum(column, ()) for column in zip(*in_order, strict=True)))
 
 
-def win_rate(oracle: PreferenceOracle, first: Answers, second: Answers) -> Estimate:
-    """P(first > second) over prompts, each answered once by both; not counted as queries.
+def verdicts(oracle: PreferenceOracle, first: Answers, second: Answers) -> tuple[float, ...]:
+    """P(first > second) of each prompt, answered once by both; not counted as queries."""
+    with oracle.uncounted(), torch.no_grad():
+        judged = oracle.probability([p.judged for p in first.prompts], list(first.texts), list(second.texts))
+    return tuple(judged.double().tolist())
+
+
+def win_rate(judged: Sequence[float]) -> Estimate:
+    """The mean of verdicts over prompts.
 
     The interval is Wilson's. With soft preferences it is conservative: their variance is at most a coin's.
     """
-    with oracle.uncounted(), torch.no_grad():
-        judged = oracle.probability([p.judged for p in first.prompts], list(first.texts), list(second.texts)).double()
-    low, high = wilson_interval(float(judged.sum()), len(judged))
-    return Estimate(float(judged.mean()), low, high, len(judged))
+    low, high = wilson_interval(sum(judged), len(judged))
+    return Estimate(sum(judged) / len(judged), low, high, len(judged))
 
 
 def distance(answers: Answers) -> Estimate:
@@ -93,6 +110,39 @@ def distance(answers: Answers) -> Estimate:
     return Estimate(mean, mean - half, mean + half, count)
 
 
+def small_distance(answers: Answers) -> float:
+    """The same distance by the estimator k3, r - 1 - log r with r = reference/policy: never negative.
+
+    Its noise is small where the distance is, so that it can tell a policy that has not moved; far away it is useless.
+    """
+    logs = [theirs - mine for mine, theirs in zip(answers.log_probs, answers.reference_log_probs, strict=True)]
+    return sum(math.expm1(min(log, 700.0)) - log for log in logs) / len(logs)
+
+
+@attrs.frozen
+class Report:
+    """What was measured, and what it was measured on.
+
+    Attributes:
+        figures: as in result.json.
+        policy, reference: both sides' answers.
+        judged: oracle -> P(policy's answer > reference's) of each prompt.
+    """
+
+    figures: dict[str, Any]
+    policy: Answers
+    reference: Answers
+    judged: Mapping[str, tuple[float, ...]]
+
+    def samples(self, count: int) -> list[dict[str, Any]]:
+        """The first prompts with both answers, and each oracle's preference for the policy's."""
+        rows: list[dict[str, Any]] = []
+        for i, prompt in enumerate(self.policy.prompts[:count]):
+            row = {"prompt": prompt.judged, "reference": self.reference.texts[i], "policy": self.policy.texts[i]}
+            rows.append(row | {f"wins by {name}": values[i] for name, values in self.judged.items()})
+        return rows
+
+
 def report(
     policy: LanguagePolicy,
     reference: LanguagePolicy,
@@ -101,21 +151,24 @@ def report(
     *,
     seed: int,
     batch_size: int,
-) -> tuple[dict[str, Any], Answers, Answers]:
-    """Win rate under each oracle, KL, length and diversity; and both sides' answers. A collective call.
+) -> Report:
+    """Win rate under each oracle, KL, length, entropy and diversity. A collective call.
 
     The first process alone asks the oracles.
     """
     mine = answer(policy, reference, prompts, seed=seed, batch_size=batch_size)
     # Another seed: with equal draws an untrained policy would meet its own answers.
     theirs = answer(reference, reference, prompts, seed=seed + 1, batch_size=batch_size)
-    rates = by_first(lambda: {name: win_rate(oracle, mine, theirs) for name, oracle in oracles.items()})
+    judged = by_first(lambda: {name: verdicts(oracle, mine, theirs) for name, oracle in oracles.items()})
     figures: dict[str, Any] = {
-        "win_rate": {name: attrs.asdict(rate) for name, rate in rates.items()},
+        "win_rate": {name: attrs.asdict(win_rate(values)) for name, values in judged.items()},
         "kl_to_reference": attrs.asdict(distance(mine)),
+        "kl_to_reference_k3": small_distance(mine),
         "length": sum(mine.lengths) / len(mine.lengths),
         "reference_length": sum(theirs.lengths) / len(theirs.lengths),
+        "entropy": mine.entropy,
         "distinct": mine.distinct,
+        "distinct_bigrams": mine.distinct_bigrams,
         "prompts": len(prompts),
     }
-    return figures, mine, theirs
+    return Report(figures, mine, theirs, judged)

@@ -51,15 +51,13 @@ def audit_judges(
     second: Sequence[str],
     labelled: Sequence[LabelledPair] = (),
 ) -> dict[str, Audit]:
-    """What each judge is like on these pairs, and how often it agrees with the labels; by role. Warnings are logged."""
+    """What each judge is like on these pairs, and how often it agrees with the labels; by role."""
     found: dict[str, Audit] = {}
     for role, oracle in oracles.items():
         one = audit(oracle, prompts, first, second)
         if labelled:
             columns = ([getattr(pair, part) for pair in labelled] for part in ("prompt", "chosen", "rejected"))
             one = attrs.evolve(one, **accuracy(oracle, *columns))
-        for warning in one.warnings:
-            logger.warning("%s oracle: %s", role, warning)
         found[role] = one
     return found
 

@@ -21,7 +21,7 @@ from nlhf_zoo.llm.payoffs import check_samples
 from nlhf_zoo.llm.tokens import PromptBatch
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.networks import NetworkPool, SlotPolicy
-from nlhf_zoo.training.processes import everyone, over_all, total
+from nlhf_zoo.training.processes import everyone, total
 from nlhf_zoo.training.strategies import ShardedStrategy
 from nlhf_zoo.training.stream import PromptText, encoded_prompts
 
@@ -52,6 +52,9 @@ class NashTraining(LightningModule):
     accumulation, make a gradient step on the update at hand; when the update has had its steps, the solver accepts the
     outcome and proposes the next. Every random draw is seeded by (seed, number of the batch), so that a resumed run
     repeats what it would have done, on any number of processes.
+
+    Attributes:
+        measured: what was seen in the last gradient step, for callbacks: means over its batches, on all processes.
     """
 
     def __init__(self, pool: NetworkPool, solver: Solver, game: Game, config: TrainConfig) -> None:
@@ -63,6 +66,7 @@ class NashTraining(LightningModule):
         self.update: Update | None = None
         self.inner_done = 0
         self._seen: list[_Seen] = []
+        self.measured: dict[str, float] = {}
         self.tokens_generated = 0
         self.seconds_before = 0.0
         self._begun = time.perf_counter()
@@ -104,6 +108,14 @@ class NashTraining(LightningModule):
         self._seen.append(_Seen(number, encoded, queries, objective.tokens_generated, objective.measured))
         return objective.loss
 
+    def loss(self) -> float:
+        """Mean loss of this process's batches of the gradient step that is under way."""
+        return sum(one["loss"] for one in self._numbers()) / len(self._seen)
+
+    def _numbers(self) -> list[dict[str, float]]:
+        """What was measured in each of this process's batches."""
+        return [{name: float(value) for name, value in batch.measured.items()} for batch in self._seen]
+
     def _count(self) -> None:
         """Add what the step's batches cost, on all processes."""
         costs = [(batch.queries.exact, batch.queries.sampled, batch.tokens) for batch in self._seen]
@@ -114,9 +126,8 @@ class NashTraining(LightningModule):
     def _log(self) -> None:
         """Means over the step's batches, on all processes."""
         shown = ("preference", "kl_to_reference", "length")
-        names = list(self._seen[0].measured)
-        every = torch.stack([torch.stack([batch.measured[name].float() for name in names]) for batch in self._seen])
-        for name, value in zip(names, over_all(every.mean(0)), strict=True):
+        self.measured = _means([one for several in everyone(self._numbers()) for one in several])
+        for name, value in self.measured.items():
             self.log(f"train/{name}", value, prog_bar=name in shown, batch_size=1)
         for name, value in self.state.numbers.items():
             if isinstance(value, int | float):
@@ -238,6 +249,13 @@ class NashTraining(LightningModule):
             for name, value in list(vars(module).items()):
                 if "drop" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
+
+
+def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means by name; over those batches that have it, where not all do."""
+    names = dict.fromkeys(name for one in measured for name in one)
+    having = {name: [one[name] for one in measured if name in one] for name in names}
+    return {name: sum(values) / len(values) for name, values in having.items()}
 
 
 def _pooled(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:

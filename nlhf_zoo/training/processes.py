@@ -12,11 +12,10 @@ from lightning.fabric.plugins.environments.lsf import LSFEnvironment
 from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["by_first", "everyone", "first_process", "over_all", "place", "total"]
+__all__ = ["by_first", "everyone", "first_process", "place", "total"]
 
 T = TypeVar("T")
 
@@ -59,16 +58,6 @@ def total(counts: Sequence[int], device: torch.device | str) -> list[int]:
     summed = torch.tensor(counts, dtype=torch.int64, device=device)
     dist.all_reduce(summed)
     return summed.tolist()
-
-
-def over_all(values: Tensor) -> Tensor:
-    """The mean of a tensor over all processes; a collective call."""
-    _, processes = place()
-    if processes == 1:
-        return values
-    summed = values.clone()
-    dist.all_reduce(summed)
-    return summed / processes
 
 
 def by_first(work: Callable[[], T]) -> T:

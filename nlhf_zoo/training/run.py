@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,37 @@ from typing import Any
 import attrs
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 
-from nlhf_zoo.atomic import write_text
-from nlhf_zoo.data.pairs import LabelledPair, read_labelled_pairs
+from nlhf_zoo.atomic import sweep, write_text
+from nlhf_zoo.data.pairs import read_labelled_pairs
 from nlhf_zoo.data.prompts import Prompt, read_prompts, render_prompts, transcript
 from nlhf_zoo.drive import configure
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, PreferenceOracle, Solver
+from nlhf_zoo.interfaces import Game, Solver
 from nlhf_zoo.llm.loading import load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.budget import Budget
+from nlhf_zoo.training.checkpoints import WholeCheckpoints, newest_checkpoint, step_of
 from nlhf_zoo.training.config import TrainConfig
-from nlhf_zoo.training.evaluation import Answers, answer, report
 from nlhf_zoo.training.export import save_policy
-from nlhf_zoo.training.judges import JudgeWatch, audit_judges, build_judges, comparable, show_audits
+from nlhf_zoo.training.judges import JudgeWatch, build_judges, comparable
+from nlhf_zoo.training.loggers import make_logger
 from nlhf_zoo.training.memory import load_pool
+from nlhf_zoo.training.model_card import model_card
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.networks import models_held
-from nlhf_zoo.training.processes import by_first, first_process
+from nlhf_zoo.training.processes import first_process
+from nlhf_zoo.training.progress import ProgressBar
 from nlhf_zoo.training.quiet import quiet_lightning
 from nlhf_zoo.training.strategies import strategy_of
 from nlhf_zoo.training.stream import PromptData, PromptText
+from nlhf_zoo.training.values import plain
+from nlhf_zoo.training.watching.divergence import Diverged, DivergenceGuard, SoundCheckpoints
+from nlhf_zoo.training.watching.evaluating import Evaluator
+from nlhf_zoo.training.watching.watcher import Watcher, read_warnings
 
 __all__ = ["prompts_of", "train"]
 
@@ -48,35 +54,37 @@ class Run:
 
     config: TrainConfig
     solver: Solver
-    oracles: Mapping[str, PreferenceOracle]
     prompts: tuple[PromptText, ...]
-    held_out: tuple[PromptText, ...]
     module: NashTraining
     trainer: Trainer
+    evaluator: Evaluator
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate, and write the run's folder.
 
-    `config.out` receives config.yaml, checkpoints/, logs/, policy/ (transformers format, with tokenizer),
-    samples.jsonl, evaluations.jsonl (one row an evaluation on the way) and result.json, the last of these when all is
-    done.
+    `config.out` receives config.yaml, checkpoints/, logs/, samples/, warnings.jsonl, policy/ (transformers format,
+    with tokenizer), evaluations.jsonl (one row an evaluation on the way) and result.json, the last of these when all
+    is done.
 
     Returns:
         What result.json holds: solver, beta, steps, queries, seconds, tokens_generated, models_held, win_rate
-        (by oracle, with 95 % intervals), kl_to_reference, lengths, audit, judges (their calls, money, ...), and
-        where the policy is.
+        (by oracle, with 95 % intervals), kl_to_reference, lengths, entropy, audit, judges (their calls, money, ...),
+        warnings, and where the policy is.
 
     Raises:
         BadInput: a setting, model, data set or oracle that cannot be used; nothing has been written then.
+        Diverged: the run was stopped; result.json says at which step, why, and where the last good checkpoint is.
     """
-    config = _rooted(config)
+    given, config = config, _rooted(config)
     checkpoint = _checkpoint(config)
     run = _prepare(config, checkpoint)
     out = config.out
     if first_process():
         out.mkdir(parents=True, exist_ok=True)
-        saved = yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True)
+        for folder in (out, out / "checkpoints"):
+            sweep(folder)
+        saved = yaml.safe_dump(plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True)
         write_text(out / "config.yaml", saved)
     module, trainer = run.module, run.trainer
     data = PromptData(run.prompts, config.batch_size, config.seed)
@@ -85,17 +93,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.precision.endswith("-true") and not config.precision.startswith(("32", "64")):
         logger.warning("%s weights lose updates below 1/256 of their size; mixed keeps them", config.precision)
 
-    with quiet_lightning():
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        with quiet_lightning():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Diverged as stop:
+        if trainer.is_global_zero:
+            run.evaluator.watcher.warn(stop.step, "divergence", stop.seen)
+            _write_result(out, _about(run) | _stopped(out, stop))
+        raise
     seconds = module.seconds
     if trainer.interrupted:
         raise KeyboardInterrupt
     # fit() moves the model to the CPU when it ends; evaluation belongs where training was.
     module.to(trainer.strategy.root_device)
     result: dict[str, Any] = {
-        "solver": run.solver.name,
-        "solver_options": _plain(attrs.asdict(run.solver)),  # type: ignore[arg-type]  # solvers are attrs classes
-        "beta": config.beta,
+        **_about(run),
         "steps": trainer.global_step,
         "solver_steps": module.state.step,
         "queries": module.queries.total,
@@ -103,9 +115,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "seconds": seconds,
         "models_held": held,
     }
-    result = _plain(result | _finish(run, module, out))
-    if trainer.is_global_zero:
-        write_text(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    result = _finish(run, given, module, result)
     trainer.strategy.barrier()
     return result
 
@@ -136,19 +146,14 @@ def _checkpoint(config: TrainConfig) -> str | None:
             _same_run(config)
     if not config.resume:
         return None
-    found = sorted((config.out / "checkpoints").glob("step=*.ckpt"), key=_step_of)
-    return str(found[-1]) if found else None
-
-
-def _step_of(path: Path) -> int:
-    number = path.stem.removeprefix("step=")
-    return int(number) if number.isdigit() else -1
+    found = newest_checkpoint(config.out)
+    return None if found is None else str(found)
 
 
 # What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
 _FREE = {
     *("out", "resume", "estimate", "steps", "queries", "tokens", "progress", "checkpoint_every", "keep_checkpoints"),
-    *("log_every", "logger", "show_samples", "labelled_pairs"),
+    *("log_every", "logger", "logger_options", "show_samples", "labelled_pairs"),
     *("eval_every", "eval_batch_size", "eval_oracle", "eval_oracle_options"),
     # Devices x nodes x accumulate must stay; the checkpoint knows how many processes there were.
     *("accelerator", "devices", "nodes", "strategy", "accumulate", "gradient_checkpointing", "trust_remote_code"),
@@ -161,7 +166,7 @@ def _same_run(config: TrainConfig) -> None:
     if not saved.is_file():
         raise BadInput(f"out: {config.out} holds no run to resume (it has no config.yaml); give its folder")
     before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    now = comparable(_plain(attrs.asdict(config)))
+    now = comparable(plain(attrs.asdict(config)))
     before = comparable(before) if isinstance(before, dict) else {}
     for name, value in now.items():
         if name not in _FREE and before.get(name, value) != value:
@@ -178,7 +183,9 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     solver = configure(config.solver, **{**cls.practical(config.beta), **config.solver_options})
     if config.resume and config.strategy.startswith("deepspeed"):
         raise BadInput("resume: DeepSpeed writes checkpoints as pickles, which are not loaded; use ddp or fsdp2")
-    trainer = _trainer(config, checkpoint)
+    guard = DivergenceGuard(config.out)
+    with quiet_lightning():
+        trainer = _trainer(config, checkpoint, guard)
     _stay_on(trainer.strategy.root_device)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
     prompts, held_out = prompts_of(config, tokenizer)
@@ -189,9 +196,11 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     pool = load_pool(config, tokenizer, decoding)
     game = Game(oracles["training"], pool.policy(pool.reference), config.beta)
     module = NashTraining(pool, solver, game, config)
-    watching = [_Evaluate(config, oracles, held_out, labelled), JudgeWatch(config, game.oracle)]
+    watcher = Watcher(config.out, config.steps)
+    evaluator = Evaluator(config, oracles, held_out, labelled, watcher)
+    watching = [guard, watcher, evaluator, JudgeWatch(config, game.oracle)]
     trainer.callbacks[:0] = watching  # type: ignore[attr-defined]  # a plain list
-    return Run(config, solver, oracles, prompts, held_out, module, trainer)
+    return Run(config, solver, prompts, module, trainer, evaluator)
 
 
 def prompts_of(config: TrainConfig, tokenizer: Any) -> tuple[tuple[PromptText, ...], tuple[PromptText, ...]]:
@@ -236,8 +245,9 @@ def _texts(prompts: Sequence[Prompt], tokenizer: Any, config: TrainConfig) -> tu
     )
 
 
-def _trainer(config: TrainConfig, checkpoint: str | None) -> Trainer:
-    checkpoints = ModelCheckpoint(
+def _trainer(config: TrainConfig, checkpoint: str | None, guard: DivergenceGuard) -> Trainer:
+    checkpoints = SoundCheckpoints(
+        guard,
         dirpath=config.out / "checkpoints",
         filename="{step}",
         monitor="step",
@@ -248,7 +258,7 @@ def _trainer(config: TrainConfig, checkpoint: str | None) -> Trainer:
     )
     callbacks: list[Callback] = [checkpoints, Budget(config)]
     if config.progress:
-        callbacks.append(TQDMProgressBar())
+        callbacks.append(ProgressBar())
     if config.logger != "none":
         callbacks.append(LearningRateMonitor("step"))
     try:
@@ -263,8 +273,9 @@ def _trainer(config: TrainConfig, checkpoint: str | None) -> Trainer:
             max_epochs=-1,
             gradient_clip_val=config.max_grad_norm or None,
             log_every_n_steps=config.log_every,
-            logger=_logger(config, checkpoint),
+            logger=make_logger(config, None if checkpoint is None else step_of(Path(checkpoint))),
             callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
             enable_model_summary=False,
             enable_progress_bar=config.progress,
             use_distributed_sampler=False,
@@ -278,125 +289,50 @@ def _trainer(config: TrainConfig, checkpoint: str | None) -> Trainer:
         raise BadInput(f"{where}, precision {config.precision}: {reason}") from None
 
 
-def _logger(config: TrainConfig, checkpoint: str | None) -> Any:
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-    kinds = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}
-    if config.logger == "none":
-        return False
-    # A folder a session: a logger would delete what the one before the resume has written.
-    session = "" if checkpoint is None else f"resumed_at_{_step_of(Path(checkpoint))}"
-    return kinds[config.logger](save_dir=config.out, name="logs", version=session)
-
-
-class _Evaluate(Callback):
-    """The oracles' audit at the start, the evaluation every so many batches, and a checkpoint of the end."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        oracles: Mapping[str, PreferenceOracle],
-        held_out: Sequence[PromptText],
-        labelled: Sequence[LabelledPair],
-    ) -> None:
-        self.config, self.oracles, self.held_out, self.labelled = config, oracles, held_out, labelled
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step > 0:
-            return
-        assert isinstance(pl_module, NashTraining)
-        found = _audit(self.config, self.oracles, self.held_out, self.labelled, pl_module)
-        if trainer.is_global_zero:
-            write_text(self.config.out / "audit.json", json.dumps(found, indent=2) + "\n")
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        every = self.config.eval_every
-        if not every or trainer.global_step % every or (batch_idx + 1) % self.config.accumulate:
-            return
-        assert isinstance(pl_module, NashTraining)
-        figures, _mine, _theirs = _evaluate(self.config, self.oracles, self.held_out, pl_module)
-        for name, estimate in figures["win_rate"].items():
-            pl_module.log(f"eval/win_rate_{name}", estimate["mean"])
-        pl_module.log("eval/kl_to_reference", figures["kl_to_reference"]["mean"])
-        pl_module.log("eval/length", float(figures["length"]))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last = self.config.out / "checkpoints" / f"step={trainer.global_step}.ckpt"
-        if not trainer.interrupted and not by_first(last.exists):
-            trainer.save_checkpoint(last)
-
-
-def _audit(
-    config: TrainConfig,
-    oracles: Mapping[str, PreferenceOracle],
-    held_out: Sequence[PromptText],
-    labelled: Sequence[LabelledPair],
-    module: NashTraining,
-) -> dict[str, Any]:
-    """What each oracle says of pairs of the reference's answers; a table of it goes to stderr. A collective call."""
-    reference = module.pool.policy(module.pool.reference)
-    first, second = (
-        answer(reference, reference, held_out, seed=config.seed + shift, batch_size=config.eval_batch_size)
-        for shift in (2, 3)
-    )
-    pairs = [i for i, (a, b) in enumerate(zip(first.texts, second.texts, strict=True)) if a != b]
-    if not pairs:
-        logger.warning("the reference gave equal answers to every held-out prompt: there is nothing to prefer")
-        return {}
-    judged, mine, theirs = zip(*((held_out[i].judged, first.texts[i], second.texts[i]) for i in pairs), strict=True)
-
-    def asked() -> dict[str, Any]:
-        found = audit_judges(oracles, judged, mine, theirs, labelled)
-        show_audits(found)
-        return {role: _plain(attrs.asdict(one)) for role, one in found.items()}
-
-    return by_first(asked)
-
-
-def _evaluate(
-    config: TrainConfig,
-    oracles: Mapping[str, PreferenceOracle],
-    held_out: Sequence[PromptText],
-    module: NashTraining,
-) -> tuple[dict[str, Any], Answers, Answers]:
-    reference = module.pool.policy(module.pool.reference)
-    return report(
-        module.current, reference, held_out, oracles, seed=config.seed + 11, batch_size=config.eval_batch_size
-    )
-
-
-def _finish(run: Run, module: NashTraining, out: Path) -> dict[str, Any]:
+def _finish(run: Run, given: TrainConfig, module: NashTraining, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Export and measure what was trained, and write result.json, the last of all; a collective call."""
     # The policy first: whatever becomes of the evaluation, the training is not lost.
-    policy, saved = module.current, {}
+    policy, saved, out = module.current, {}, run.config.out
     assert policy.network is not None
     network = module.pool.whole(policy.network)
     if run.trainer.is_global_zero:
         saved = save_policy(out, network, policy.tokenizer, trust_remote_code=run.config.trust_remote_code)
-    figures, mine, theirs = _evaluate(run.config, run.oracles, run.held_out, module)
-    if run.config.show_samples and run.trainer.is_global_zero:
-        rows = [
-            {"prompt": prompt.judged, "reference": reference, "policy": text}
-            for prompt, reference, text in zip(mine.prompts, theirs.texts, mine.texts, strict=True)
-        ][: run.config.show_samples]
-        write_text(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    measured = run.evaluator.evaluate(module, run.trainer.global_step)
     audited = out / "audit.json"
-    judges = {role: dict(oracle.measured) for role, oracle in run.oracles.items()}
+    finished = plain(
+        {
+            **result,
+            **measured.figures,
+            "judges": {role: dict(oracle.measured) for role, oracle in run.evaluator.oracles.items()},
+            "audit": json.loads(audited.read_text()) if audited.exists() else None,
+            "warnings": _warned(out),
+            **saved,
+        }
+    )
+    if run.trainer.is_global_zero:
+        write_text(out / "policy" / "README.md", model_card(given, finished))
+        _write_result(out, finished)
+    return finished
+
+
+def _about(run: Run) -> dict[str, Any]:
+    options = attrs.asdict(run.solver)  # type: ignore[arg-type]  # solvers are attrs classes
+    return {"solver": run.solver.name, "solver_options": options, "beta": run.config.beta}
+
+
+def _stopped(out: Path, stop: Diverged) -> dict[str, Any]:
+    """What there is to say of a run that diverged: where, why, and from where it can go on."""
     return {
-        **figures,
-        "judges": judges,
-        "audit": json.loads(audited.read_text()) if audited.exists() else None,
-        **saved,
+        "steps": stop.step,
+        "stopped": {"step": stop.step, "seen": stop.seen, "checkpoint": stop.checkpoint},
+        "warnings": _warned(out),
     }
 
 
-def _plain(value: Any) -> Any:
-    """Paths, mappings, tuples and numbers as YAML and JSON have them."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no number for it
-    return str(value) if isinstance(value, Path) else value
+def _warned(out: Path) -> list[dict[str, Any]]:
+    return [attrs.asdict(warned) for warned in read_warnings(out / "warnings.jsonl")]
+
+
+def _write_result(out: Path, result: Mapping[str, Any]) -> None:
+    text = json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(out / "result.json", text + "\n")

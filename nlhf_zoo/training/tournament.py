@@ -12,7 +12,7 @@ from nlhf_zoo.llm import CausalLMPolicy
 from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.training.config import TrainConfig
-from nlhf_zoo.training.evaluation import Answers, answer, win_rate
+from nlhf_zoo.training.evaluation import Answers, answer, verdicts, win_rate
 from nlhf_zoo.training.judges import build_judges
 from nlhf_zoo.training.run import prompts_of
 
@@ -62,7 +62,7 @@ def _win_rates(config: TrainConfig, answers: Mapping[str, Answers]) -> list[dict
             count = len(mine.texts)
             rows.append(_row(name, name, judge, 0.5, 0.5, 0.5, count))
         for one, other in itertools.combinations(answers, 2):
-            found = win_rate(oracle, answers[one], answers[other])
+            found = win_rate(verdicts(oracle, answers[one], answers[other]))
             rows.append(_row(one, other, judge, found.mean, found.low, found.high, found.samples))
             rows.append(_row(other, one, judge, 1 - found.mean, 1 - found.high, 1 - found.low, found.samples))
     return rows

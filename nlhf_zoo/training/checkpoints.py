@@ -1,0 +1,52 @@
+"""Checkpoints on disk: written whole or not at all, read without unpickling, found by their step."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from nlhf_zoo.atomic import replacing
+
+__all__ = ["WholeCheckpoints", "checkpoints_in", "newest_checkpoint", "step_of"]
+
+logger = logging.getLogger("nlhf_zoo.training")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoint files, written beside their place, flushed to the disk and renamed.
+
+    Lightning itself writes into the system's temporary folder and moves the file from there, which is a copy, and
+    can be half a file after a kill, where that folder is on another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place, durable=True) as file:
+            torch.save(checkpoint, file)
+
+
+def step_of(path: Path) -> int:
+    """Gradient steps of "step=N.ckpt"; -1 for a file of another name."""
+    number = path.stem.removeprefix("step=")
+    return int(number) if number.isdigit() else -1
+
+
+def checkpoints_in(out: Path) -> list[Path]:
+    """Those of a run's folder, the oldest first."""
+    return sorted((out / "checkpoints").glob("step=*.ckpt"), key=step_of)
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The newest that is whole, `None` where there is none; damaged ones are named in the log and passed over."""
+    for path in reversed(checkpoints_in(out)):
+        # A sharded checkpoint is a folder; a file is a zip archive, whose index comes last.
+        if path.is_dir() or zipfile.is_zipfile(path):
+            return path
+        logger.warning("checkpoint %s is damaged; going on from the one before", path)
+    return None

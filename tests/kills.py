@@ -1,0 +1,129 @@
+"""Runs of the command line that are killed by SIGKILL, at a chosen stage of their work or at a chosen moment.
+
+Processes are forked from a server that has the libraries loaded already, so that a killed run costs a second and not
+ten; what runs in them is `nlhf_zoo.cli.main`, as in any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+__all__ = ["STAGES", "Stage", "kill_at", "kill_when", "run_whole"]
+
+KILLED = -signal.SIGKILL
+_PRELOADED = ["nlhf_zoo.cli.main", "nlhf_zoo.training.run", "transformers.models.llama.modeling_llama", "tests.kills"]
+
+
+@attrs.frozen
+class Stage:
+    """A call in which a process dies.
+
+    Attributes:
+        module, name: the function or method, "Class.method" for the latter.
+        when: "before" or "after" the call; "half way" writes half of what `torch.save` would, then dies.
+        ending: only calls count whose first or second argument, a path, ends so.
+    """
+
+    module: str
+    name: str
+    when: str = "before"
+    ending: str = ""
+
+
+STAGES = {
+    "generate": Stage("nlhf_zoo.llm.policy", "LanguagePolicy.sample", "after"),
+    "judge, before the verdict": Stage("nlhf_zoo.llm.judging", "ask"),
+    "judge, verdict unused": Stage("nlhf_zoo.llm.judging", "ask", "after"),
+    "backward": Stage("torch", "Tensor.backward", "after"),
+    "optimizer": Stage("torch.optim", "AdamW.step", "after"),
+    "checkpoint, half written": Stage("torch", "save", "half way"),
+    "checkpoint, not in its place": Stage("pathlib", "Path.replace", "before", ".ckpt"),
+    "checkpoint, older not removed": Stage("pathlib", "Path.replace", "after", ".ckpt"),
+}
+
+
+def kill_at(argv: Sequence[str], stage: Stage, count: int, log: Path) -> int:
+    """Run until the `count`-th call of a stage, and die there; the exit code, `KILLED` if it came to that."""
+    return _ended(_started(argv, log, stage, count))
+
+
+def kill_when(argv: Sequence[str], ready: Callable[[], bool], delay: float, log: Path) -> int:
+    """Run, and kill from outside `delay` seconds after `ready`; the exit code."""
+    process = _started(argv, log)
+    while process.is_alive() and not ready():
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    return _ended(process)
+
+
+def run_whole(argv: Sequence[str], log: Path) -> int:
+    """Run to the end; the exit code."""
+    return _ended(_started(argv, log))
+
+
+def _started(argv: Sequence[str], log: Path, stage: Stage | None = None, count: int = 0) -> ForkServerProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    process = context.Process(target=_command, args=(list(argv), str(log), stage, count))
+    process.start()
+    return process
+
+
+def _ended(process: ForkServerProcess) -> int:
+    process.join(200)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError("the run neither ended nor died")
+    return process.exitcode
+
+
+def _command(argv: list[str], log: str, stage: Stage | None, count: int) -> None:
+    import torch
+
+    from nlhf_zoo.cli.main import main
+
+    torch.set_num_threads(1)
+    if stage is not None:
+        _lay(stage, count)
+    with Path(log).open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        code = main(argv)
+    sys.exit(code)
+
+
+def _lay(stage: Stage, count: int) -> None:
+    """Wrap the stage's function, so that its `count`-th call is the process's last."""
+    owner: Any = importlib.import_module(stage.module)
+    *parents, name = stage.name.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original, left = getattr(owner, name), count
+
+    def wired(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= any(str(arg).endswith(stage.ending) for arg in args[:2])
+        if left:
+            return original(*args, **kwargs)
+        if stage.when == "after":
+            original(*args, **kwargs)
+        elif stage.when == "half way":
+            whole = io.BytesIO()
+            original(args[0], whole)
+            args[1].write(whole.getvalue()[: whole.tell() // 2])
+            args[1].flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, wired)
