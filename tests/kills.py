@@ -44,9 +44,9 @@ class Stage:
 
 
 STAGES = {
-    "generate": Stage("nlhf_zoo.llm.policy", "LanguagePolicy.sample", "after"),
-    "judge, before the verdict": Stage("nlhf_zoo.llm.judging", "ask"),
-    "judge, verdict unused": Stage("nlhf_zoo.llm.judging", "ask", "after"),
+    "generate": Stage("nlhf_zoo.llm.builtin_engine", "BuiltinEngine.generate", "after"),
+    "judge, before the verdict": Stage("nlhf_zoo.llm.judging", "Judging._ask"),
+    "judge, verdict unused": Stage("nlhf_zoo.llm.judging", "Judging._ask", "after"),
     "backward": Stage("torch", "Tensor.backward", "after"),
     "optimizer": Stage("torch.optim", "AdamW.step", "after"),
     "checkpoint, half written": Stage("torch", "save", "half way"),
