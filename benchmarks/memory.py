@@ -5,6 +5,7 @@ backward one. The peak is the process's own (CPU: of its resident set, above wha
 torch.cuda.max_memory_allocated). Random weights: memory does not ask what a model knows.
 
 python -m benchmarks memory
+python -m benchmarks memory --shapes
 python -m benchmarks memory --solvers nash_mp --hidden 768 --layers 12 --device cuda
 """
 
@@ -30,7 +31,7 @@ from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.config import TrainConfig
-from nlhf_zoo.training.memory import load_pool
+from nlhf_zoo.training.memory import adapter_pool, load_pool
 from nlhf_zoo.training.networks import NetworkPool
 
 SOLVERS = ("nash_mp", "nash_prox", "nash_md", "online_dpo", "online_ipo", "adaptive_nash_mp")
@@ -162,6 +163,38 @@ def _in_a_process(arguments: tuple[Any, ...], device: str) -> Cell:
         return workers.apply(cell, arguments)
 
 
+def count_adapters() -> None:
+    """Bytes of all weights of a run with adapters over those of its model, on the meta device: student, reference,
+    and as many spares as `nash_mp` needs for its target, and for its two halves in full."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    half = Qwen2Config(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+        vocab_size=151936, tie_word_embeddings=True,
+    )  # fmt: skip
+    eight = LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256,
+    )  # fmt: skip
+    shapes: dict[str, tuple[Any, Any]] = {
+        "Qwen2.5 0.5 B": (Qwen2ForCausalLM, half),
+        "Llama 3.1 8 B": (LlamaForCausalLM, eight),
+    }
+    print("| shape | M parameters | rank | 3 networks / one model | 4 networks / one model |")
+    print("| --- | --- | --- | --- | --- |")
+    for (name, (kind, shape)), rank in ((one, rank) for one in shapes.items() for rank in (8, 16, 64)):
+        config = TrainConfig(model="-", prompts="-", oracle="-", out="-", lora_rank=rank)
+        with torch.device("meta"):
+            model = kind(shape)
+            alone = sum(p.nbytes for p in model.parameters())
+            pool = adapter_pool(model, config, None, Decoding())
+            ratios: list[str] = []
+            for _ in range(2):
+                pool.spares.append(pool.make_spare(pool.student))
+                ratios.append(f"{sum(p.nbytes for p in {id(p): p for p in pool.parameters()}.values()) / alone:.3f}")
+        print(f"| {name} | {alone / 4e6:,.0f} | {rank} | {' | '.join(ratios)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--solvers", nargs="*", default=list(SOLVERS))
@@ -173,7 +206,11 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="solver steps")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shapes", action="store_true", help="count adapters on the shapes of real models, and end")
     given = parser.parse_args()
+    if given.shapes:
+        count_adapters()
+        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = byte_tokenizer()
