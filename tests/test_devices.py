@@ -129,12 +129,14 @@ def one(folder: Path) -> str:
     return "one"
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(folder: Path, one: str) -> None:
     done = train(folder, "two", **TWO)
     equal_runs(folder, one, "two")
     assert json.loads(done.stdout)["steps"] == 4, "one document, of the first process"
 
 
+@pytest.mark.slow
 def test_spread_weights_are_the_same_run_and_resume(folder: Path, one: str) -> None:
     # After one step of two the half step is in the student, and the centre on a frozen copy.
     train(folder, "spread", **SPREAD, steps=1)
