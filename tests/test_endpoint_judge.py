@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -377,7 +378,8 @@ def killed(nursery: Nursery, folder: Path, kills: int, count: int, concurrency: 
     """SIGKILL a judging process at random moments; how many verdicts were given out more than once."""
     chance = random.Random(seed)
     lives: list[int] = []
-    with judge_server(plan=lambda number, asked: chance.choice(["ok", "slow", "500"])) as server:
+    # One in ten: seven 500s in a row, after which a judge gives up, are then no matter of a few hundred questions.
+    with judge_server(plan=lambda *_: chance.choices(["ok", "slow", "500"], [5, 4, 1])[0]) as server:
         for _ in range(kills):
             before = len(server.delivered)
             pid = nursery.begin(server, folder / "v.sqlite", folder / "used", count, concurrency)
@@ -403,8 +405,8 @@ def killed(nursery: Nursery, folder: Path, kills: int, count: int, concurrency: 
         )
         # Whatever a process has sent a further question after, it has committed: with so many at once, only the
         # last replies before a kill can have been on their way.
-        for end in lives:
-            safe = handed[: max(0, end - concurrency)]
+        for begin, end in itertools.pairwise([0, *lives]):
+            safe = handed[begin : max(begin, end - concurrency)]
             assert not set(safe) & set(handed[end:]), "a verdict that was committed is asked for again"
         assert set(server.given) == {*zip(*columns, strict=True), *zip(columns[0], columns[2], columns[1], strict=True)}
         return sum(server.given.values()) - len(server.given)
