@@ -546,11 +546,17 @@ def test_a_cluster_loses_a_node_and_nothing_else(tmp_path: Path, monkeypatch: py
         done: list[int] = []
         nodes: list[set[str]] = []
 
+        def alive() -> set[str]:
+            return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
         def watching(count: int, total: int) -> None:
             done.append(count)
-            nodes.append({node["NodeID"] for node in ray.nodes() if node["Alive"]})
-            if count == 3 and len(nodes[-1]) == 2:
+            nodes.append(alive())
+            if count >= 3 and len(nodes[-1]) == 2:
                 cluster.remove_node(second, allow_graceful=False)
+                deadline = time.monotonic() + 60
+                while len(alive()) == 2 and time.monotonic() < deadline:
+                    time.sleep(0.1)  # a cluster notices a death after a while
 
         from nlhf_zoo.comparison.engine import run_comparison
 
