@@ -37,7 +37,7 @@ def model_card(config: TrainConfig, result: Mapping[str, Any]) -> str:
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {config.model}, trained by {result['solver']}",
         "Trained on preferences, as a game against itself (Nash learning from human feedback), with"
-        " [nlhf-zoo](https://pypi.org/project/nlhf-zoo/). Choose a licence before you publish it: that of the base"
+        " nlhf-zoo. Choose a licence before you publish it: that of the base"
         " model, of the data and of the judge may bind you.",
         _table("Training", _training(config, result)),
         _table("Win rate against the reference", _win_rates(config, result)),
