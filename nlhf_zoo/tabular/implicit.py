@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,16 +12,20 @@ from torch import Tensor
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Divergence, EnumerableOracle, ReverseKL
 from nlhf_zoo.metrics import span
+from nlhf_zoo.tabular.equilibrium_search import Effort, search
 
 __all__ = ["solve_implicit"]
 
+Anchors = Sequence[tuple[Tensor, float]]
+
 _TOLERANCE = 1e-14
 _MOST = 100_000
+_SOLVED = 1e-9
 
 
 def solve_implicit(
     oracle: EnumerableOracle,
-    anchors: Sequence[tuple[Tensor, float]],
+    anchors: Anchors,
     divergence: Divergence,
     start: Tensor,
     generator: torch.Generator | None,
@@ -28,35 +34,86 @@ def solve_implicit(
 
     With total weight w >= 1/2 and the reverse KL the map is a contraction with factor 1 / (2 w) (payoffs
     lie in [0, 1]), and is iterated as it stands. Below that, Nash-MP's two steps with step size 2 are
-    taken, which contract by 1 / (1 + 2 w). Other divergences: see `_general`. Every payoff is a query and is counted.
+    taken, which contract by 1 / (1 + 2 w). Where either would take more queries than the Y that tell the whole
+    matrix, or does not settle because answers are noisy, those are asked, and the equilibrium of the matrix told,
+    made skew, is searched for directly. Other divergences: see `_general`. Every payoff is a query and is counted.
 
     Raises:
-        ArithmeticError: not converged within 100,000 iterations.
+        ArithmeticError: not converged; the message says how far.
         BadInput: the divergence is not strictly convex.
     """
     if not isinstance(divergence, ReverseKL):
         return _general(oracle, anchors, divergence, start, generator)
     total = sum(weight for _, weight in anchors)
-    current, change = start, float("inf")
-    for iteration in range(1, _MOST + 1):
-        if total >= 0.5:
-            new = divergence.improve(oracle.payoff(current.exp(), generator=generator), anchors)
-        else:
-            held = [*anchors, (current, 0.5)]
-            half = divergence.improve(oracle.payoff(current.exp(), generator=generator), held)
-            new = divergence.improve(oracle.payoff(half.exp(), generator=generator), held)
+    scheme, queries = (_once, 1) if total >= 0.5 else (_twice, 2)
+    current, needed, taken = start, _iterations(total), 0
+    while queries * needed <= oracle.num_responses and taken < 1.5 * needed + 10:
+        new = scheme(oracle, anchors, divergence, current, generator)
+        taken += 1
         # Log-probabilities of size s carry rounding of s * 2e-16: asking for less would never end.
-        scale = 1 + new.abs().amax()
-        change = float((span(new, current) / scale).amax())
+        change = float((span(new, current) / (1 + new.abs().amax())).amax())
         current = new
         if change <= _TOLERANCE * max(1.0, torch.finfo(new.dtype).eps / 2e-16):
-            return current, {"inner_iterations": float(iteration)}
-    raise ArithmeticError(f"implicit update not converged: relative change {change:.1e} after {_MOST} iterations")
+            return current, {"inner_iterations": float(taken)}
+    return _from_the_matrix(oracle, anchors, total, start, generator), {"inner_iterations": float(taken)}
+
+
+def _iterations(total: float) -> float:
+    """How many the contraction takes at this weight until a change of one is below the tolerance."""
+    if total == 0.5:
+        return math.inf
+    return -math.log(_TOLERANCE) / (math.log(2 * total) if total > 0.5 else math.log1p(2 * total))
+
+
+def _once(
+    oracle: EnumerableOracle,
+    anchors: Anchors,
+    divergence: Divergence,
+    log_probs: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    return divergence.improve(oracle.payoff(log_probs.exp(), generator=generator), anchors)
+
+
+def _twice(
+    oracle: EnumerableOracle,
+    anchors: Anchors,
+    divergence: Divergence,
+    log_probs: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    held = [*anchors, (log_probs, 0.5)]
+    half = _once(oracle, held, divergence, log_probs, generator)
+    return _once(oracle, held, divergence, half, generator)
+
+
+def _from_the_matrix(
+    oracle: EnumerableOracle,
+    anchors: Anchors,
+    total: float,
+    start: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """(..., Y) the equilibrium by `search` on the matrix that Y queries tell, with the anchors as one:
+
+    weight w at their weighted geometric mean.
+    """
+    shape = torch.broadcast_shapes(oracle.batch_shape, start.shape[:-1])
+    corners = torch.eye(oracle.num_responses, dtype=start.dtype, device=start.device)
+    columns = [oracle.payoff(corner.expand(*shape, -1), generator=generator) for corner in corners]
+    told = torch.stack(columns, dim=-1).double()
+    mean = functools.reduce(torch.add, [log_rho.double() * (weight / total) for log_rho, weight in anchors])
+    reference = mean.expand(*shape, -1).log_softmax(-1)
+    found = search((told - told.mT + 1) / 2, reference, total, 0.0, Effort())
+    off = found.residual / (1 + found.log_probs.abs().amax(-1))
+    if not bool((off <= _SOLVED).all()):
+        raise ArithmeticError(f"implicit update not converged: log-probabilities off by {float(off.amax()):.1e}")
+    return found.log_probs.to(start.dtype)
 
 
 def _general(
     oracle: EnumerableOracle,
-    anchors: Sequence[tuple[Tensor, float]],
+    anchors: Anchors,
     divergence: Divergence,
     start: Tensor,
     generator: torch.Generator | None,
