@@ -1,4 +1,4 @@
-"""The implicit improvement: its own best answer, for a bounded number of queries, whatever the weight and the oracle."""
+"""The implicit improvement: its own best answer, for few queries, whatever the weight and the oracle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nlhf_zoo.drive import configure, iterates
 from nlhf_zoo.interfaces import Game, ReverseKL
 from nlhf_zoo.metrics import span
-from nlhf_zoo.oracles import SampledOracle, MatrixOracle
+from nlhf_zoo.oracles import MatrixOracle, SampledOracle
 from nlhf_zoo.tabular.implicit import solve_implicit
 from nlhf_zoo.testing import strategies
 
