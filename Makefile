@@ -11,6 +11,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Processes that share the tests; 0 runs them in one, as a debugger asks for.
+WORKERS ?= auto
 
 bin := .venv/bin
 installed := .venv/.installed
@@ -38,10 +40,10 @@ demo: $(installed)
 	$(bin)/python -m nlhf_zoo.demo --out demo_out
 
 test: $(installed)
-	$(bin)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(bin)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(installed)
-	$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(bin)/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(installed)
 	$(bin)/ruff check
