@@ -15,9 +15,9 @@ import torch
 import yaml
 
 import nlhf_zoo as nz
+from nlhf_zoo.comparison.claims import claimed
 from nlhf_zoo.drive import configure, solve
 from nlhf_zoo.interfaces import Game
-from nlhf_zoo.report import claimed_bounds
 from nlhf_zoo.report.convergence import METRICS
 
 Solvers = Mapping[str, tuple[str, Mapping[str, Any]]]
@@ -114,25 +114,15 @@ def _play(
         noise = torch.randn(len(target.log_probs), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         start = nz.TabularPolicy((game.reference.log_probs + 0.3 * noise).log_softmax(-1))  # type: ignore[attr-defined]
         result = solve(game, made, queries=queries, seed=seed, target=target, policy=start, every=every)
-        first = result.history[0]
-        initial = {
-            "kl": first["kl_to_equilibrium"],
-            "span": first["span_to_equilibrium"],
-            "duality_gap": first["duality_gap"],
-        }
-        steps = [row["step"] for row in result.history]
-        claims = {
-            (row["metric"], row["step"]): row["bound"] for row in claimed_bounds(solver, made, game, steps, initial)
-        }
-        short = {"kl_to_equilibrium": "kl", "span_to_equilibrium": "span", "duality_gap": "duality_gap"}
+        bounds = claimed(made, game, result.history)
         rows += [
             {
                 "game": label, "solver": solver, "name": name, "options": json.dumps(options), "seed": seed,
                 "role": "run", "step": row["step"], "queries": row["queries"], "tokens": 0,
                 "seconds": row["seconds"], "metric": metric, "value": row[metric],
-                "bound": claims.get((short[metric], row["step"])), "cell": f"{label}/{solver}/{seed}",
+                "bound": bounds[metric][at] if metric in bounds else None, "cell": f"{label}/{solver}/{seed}",
             }
-            for row in result.history if row["queries"] <= queries
+            for at, row in enumerate(result.history) if row["queries"] <= queries
             for metric in METRICS
         ]  # fmt: skip
     return rows

@@ -80,27 +80,29 @@ def test_expected_win_rate_is_what_pure_kinds_give():
 
 def test_queries_to_a_gap_are_the_median_over_seeds():
     from nlhf_zoo.demo.games import Play
+    from nlhf_zoo.report.reading import PlayedGame
 
-    gaps = {0: [1, 0.1, 0.01], 1: [1, 1, 0.1], 2: [1, 1, 1]}
-    rows = [
-        {"solver": "a", "seed": seed, "queries": 10 * at, "duality_gap": gap}
-        for seed, found in gaps.items()
-        for at, gap in enumerate(found)
-    ]
-    play = Play(rows, [], None, None, {})  # type: ignore[arg-type]  # neither game nor equilibrium is looked at
+    gaps = ([1, 0.1, 0.01], [1, 1, 0.1], [1, 1, 1])
+    runs = [np.array([[at, 10 * at, 0, 0, gap, np.nan] for at, gap in enumerate(found)]) for found in gaps]
+    play = Play(PlayedGame("a game", {"duality_gap": {"a": runs}}), {}, {})
     assert play.queries_to("a", 0.1) == 20
     assert play.queries_to("a", 0.01) == float("inf")
-    assert play.final("a", "duality_gap") == [0.01, 0.1, 1]
+    assert sorted(play.final("a", "duality_gap")) == [0.01, 0.1, 1]
 
 
-def test_games_stay_within_their_budget():
-    from nlhf_zoo.demo.games import play
-    from nlhf_zoo.drive import configure
+def test_games_are_a_comparison_that_is_not_played_again(tmp_path: Path):
+    from nlhf_zoo.demo.games import BETA, SOLVERS, play
 
-    found = play({name: configure(name) for name in ("nash_mp", "exact_prox")}, [0], queries=60)
-    assert max(row["queries"] for row in found.rows) <= 60
-    assert {row["solver"] for row in found.rows} == {"nash_mp", "exact_prox"}
-    assert {row["solver"] for row in found.bounds} == {"nash_mp", "exact_prox"}
+    told: list[tuple[int, int]] = []
+    for _ in range(2):
+        found = play(tmp_path, queries=40, seeds=2, seed=3, tuned=False, progress=lambda *count: told.append(count))
+    assert told[-1] == (10, 10)
+    assert told.count((10, 10)) > told.count((1, 10)) == 1, "the second time all cells were there"
+    assert set(found.finals) == set(found.game.runs["duality_gap"]) == set(SOLVERS)
+    assert found.game.summary["beta"] == BETA
+    assert max(run[-1, 1] for runs in found.game.runs["duality_gap"].values() for run in runs) <= 40
+    assert {name for of in found.measured().values() for name in (c.solver for c in of.claims)} >= {"nash_mp"}
+    assert found.etas == {}
 
 
 def test_answers_fit_into_the_models_responses():
@@ -166,7 +168,7 @@ def test_demo_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     text = page.read_text("utf-8")
     for part in ("obey the bound", "Everyone against everyone", "Samples to read", "--quick"):
         assert part in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["games", "models", "report.html"]
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["nash_mp", "online_dpo", "reference"]
 
     from nlhf_zoo.llm.policy import CausalLMPolicy

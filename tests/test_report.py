@@ -15,8 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Guarantee, contraction
-from nlhf_zoo.report import Report, claimed_bounds
+from nlhf_zoo.report import Report
 from nlhf_zoo.report.convergence import POINTS, check_claims, claims, curves
 from nlhf_zoo.report.figures import embed
 from nlhf_zoo.report.markup import escape, number, redact
@@ -269,23 +268,6 @@ def test_long_runs_are_thinned_but_keep_both_ends():
 def test_metric_that_nobody_measured_has_no_figure():
     rows = [{"solver": "a", "step": n, "queries": n, "duality_gap": 0.5, "kl_to_equilibrium": None} for n in range(3)]
     assert len(Page(Report("t").add_convergence(rows).html()).figures()) == 1
-
-
-def test_claimed_bounds_asks_the_guarantees():
-    class Solver:
-        guarantees = (
-            Guarantee(metric="kl", bound=contraction(0.5), source="s"),
-            Guarantee(metric="duality_gap", bound=contraction(0.5), source="s", iterate="average"),
-            Guarantee(metric="span", bound=contraction(0.5), source="s", holds=lambda game: False),
-        )
-
-    class Game:
-        beta = 0.25
-
-    rows = claimed_bounds("mine", Solver(), Game(), range(3))  # type: ignore[arg-type]  # just what it needs
-    assert [(row["solver"], row["metric"], row["bound"]) for row in rows] == [
-        ("mine", "kl", 2.0), ("mine", "kl", 1.0), ("mine", "kl", 0.5),
-    ]  # fmt: skip
 
 
 def test_win_rates_show_wilson_intervals():

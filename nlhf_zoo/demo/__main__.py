@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ from nlhf_zoo.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     from nlhf_zoo.report import Report
 
@@ -29,7 +31,12 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("--out", type=Path, required=True, help="folder for report.html and the models; made if missing")
+    found.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for report.html, games and models; made if missing",
+    )
     found.add_argument("--quick", action="store_true", help="a minute or two instead of several; rougher figures")
     found.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     found.add_argument("--games-only", action="store_true", help="leave the language model out")
@@ -79,7 +86,7 @@ def _run(out: Path, quick: bool, seed: int, games_only: bool, command: str) -> P
         " Five solvers look for the equilibrium of such games with the same number of oracle queries; then two of"
         " them train a small language model against a judge that goes in a circle.",
     )
-    _games(report, console, quick, seed)
+    _games(report, out / "games", console, quick, seed)
     if not games_only:
         _language(report, out, console, quick, seed)
     if quick:
@@ -88,26 +95,31 @@ def _run(out: Path, quick: bool, seed: int, games_only: bool, command: str) -> P
     return report.write(out / "report.html")
 
 
-def _games(report: Report, console: Console, quick: bool, seed: int) -> None:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _games(report: Report, out: Path, console: Console, quick: bool, seed: int) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from nlhf_zoo.demo.findings import add_games
-    from nlhf_zoo.demo.games import ETAS, SOLVERS, play, tune
-    from nlhf_zoo.drive import configure
+    from nlhf_zoo.demo.games import play
 
-    queries, seeds = (500, range(seed, seed + 2)) if quick else (2000, range(seed, seed + 5))
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    queries, seeds = (500, 2) if quick else (2000, 5)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    plays = {}
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("games", total=len(SOLVERS) * (2 * len(seeds) + len(ETAS)))
+        for name, tuned in {"as_proved": False, "tuned": True}.items():
+            task = progress.add_task(f"games, step sizes {name.replace('_', ' ')}")
+            plays[name] = play(
+                out / name,
+                queries=queries,
+                seeds=seeds,
+                seed=seed,
+                tuned=tuned,
+                progress=functools.partial(_shown, progress, task),
+            )
+    add_games(report, plays["as_proved"], plays["tuned"], queries, seeds)
 
-        def advance(what: str) -> None:
-            progress.update(task, advance=1, description=f"games: {what}")
 
-        proved = play({name: configure(name) for name in SOLVERS}, seeds, queries, advance)
-        etas = tune(SOLVERS, 500, advance)
-        tuned = play({name: configure(name, eta=eta) for name, eta in etas.items()}, seeds, queries, advance)
-        progress.update(task, completed=progress.tasks[0].total, description="games")
-    add_games(report, proved, tuned, etas, queries, len(seeds))
+def _shown(progress: Progress, task: TaskID, done: int, planned: int) -> None:
+    progress.update(task, completed=done, total=planned)
 
 
 def _language(report: Report, out: Path, console: Console, quick: bool, seed: int) -> None:

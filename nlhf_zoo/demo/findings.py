@@ -13,7 +13,7 @@ from nlhf_zoo.demo.language_play import LanguagePlay
 from nlhf_zoo.demo.tournament import expectation, kind_shares, pairwise, pure_answers, wins
 from nlhf_zoo.intervals import wilson_interval
 from nlhf_zoo.report import Report
-from nlhf_zoo.report.convergence import METRICS, check_claims, claims
+from nlhf_zoo.report.convergence import Measured
 from nlhf_zoo.report.markup import number
 from nlhf_zoo.report.words import reading
 
@@ -24,39 +24,39 @@ TARGET = 1e-8
 SHOWN_SAMPLES = 6
 
 
-def add_games(report: Report, proved: Play, tuned: Play, etas: Mapping[str, float], queries: int, seeds: int) -> None:
+def add_games(report: Report, proved: Play, tuned: Play, queries: int, seeds: int) -> None:
     """The tabular sections: step sizes as proved, step sizes as tuned, the game itself."""
     where = f"{seeds} low-rank games (rank 2, {RESPONSES} responses, β = {BETA:g}, uniform reference)"
+    drawn = proved.measured()
     _judge_games(report, proved, queries, "with the step sizes that theory gives")
-    _judge_bounds(report, proved)
-    report.add_convergence(
-        proved.rows,
-        proved.bounds,
+    _judge_bounds(report, drawn)
+    report.add_measured(
+        drawn,
         title="Five solvers, step sizes as proved",
         note=f"Five solvers on {where}, one a seed, each stopped at {queries:,} exact oracle queries. Every solver"
         " runs with the step size that its theory asks for, so that its bound can be drawn over what it did.",
     )
     _judge_games(report, tuned, queries, "with tuned step sizes")
-    sizes = ", ".join(f"{name} {eta:g}" for name, eta in etas.items())
-    report.add_convergence(
-        tuned.rows,
-        tuned.bounds,
+    sizes = ", ".join(f"{name} {eta:g}" for name, eta in tuned.etas.items())
+    report.add_measured(
+        tuned.measured(),
         title="Five solvers, step sizes tuned",
         note="The same games and the same count of queries. Each solver now has the step size out of"
-        f" {', '.join(f'{eta:g}' for eta in ETAS)} that did best on two other games: {sizes}.",
+        f" {', '.join(f'{eta:g}' for eta in ETAS)} that did best on games of other seeds: {sizes}.",
     )
-    labels = [f"response {at}" for at in range(RESPONSES)]
-    probabilities = proved.equilibrium.probs.tolist()
-    oracle: Any = proved.game.oracle
+    game = proved.game
+    assert game.matrix is not None
+    assert game.equilibrium is not None
+    labels, probabilities = [f"response {name}" for name in game.labels], game.equilibrium.tolist()
     report.add_matrix(
         labels,
-        oracle.matrix().tolist(),
+        game.matrix.tolist(),
         probabilities,
         title="One of the games",
         note="Who beats whom in the game of the first seed, responses in the order of their equilibrium probability.",
     )
     finals = {"equilibrium": probabilities}
-    finals |= {name: policy.probs.tolist() for name, policy in proved.finals.items() if name in (LEADER, "online_dpo")}
+    finals |= {name: policy.tolist() for name, policy in proved.finals.items() if name in (LEADER, "online_dpo")}
     report.add_distribution(
         labels,
         finals,
@@ -82,8 +82,8 @@ def _judge_games(report: Report, play: Play, queries: int, how: str) -> None:
     report.add_verdict(f"Games, {how}: {mine}; {rest}. Medians over the games.", "good" if ahead else "bad")
 
 
-def _judge_bounds(report: Report, play: Play) -> None:
-    checks = [check for metric in METRICS for check in check_claims(play.rows, claims(play.bounds, metric), metric)]
+def _judge_bounds(report: Report, measured: Mapping[str, Measured]) -> None:
+    checks = [check for found in measured.values() for check in found.checks]
     points, broken = sum(check.points for check in checks), sum(check.broken for check in checks)
     names = ", ".join(dict.fromkeys(check.solver for check in checks))
     outcome = (

@@ -1,128 +1,92 @@
-"""The tabular part: the first experiment of the Nash-MP paper, five solvers at equal queries."""
+"""The tabular part: the first experiment of the Nash-MP paper, five solvers compared at equal queries."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import attrs
+import numpy as np
 
-from nlhf_zoo.drive import Result, configure, solve
-from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Solver
-from nlhf_zoo.registry import lookup
-from nlhf_zoo.report import claimed_bounds
-from nlhf_zoo.tabular import TabularPolicy, equilibrium
+from nlhf_zoo.comparison.config import CompareConfig
+from nlhf_zoo.comparison.engine import run_comparison
+from nlhf_zoo.report.comparison import measured
+from nlhf_zoo.report.convergence import METRICS, Measured
+from nlhf_zoo.report.reading import PlayedGame, read_comparison
 
-__all__ = ["RESPONSES", "SOLVERS", "Play", "low_rank_game", "play", "tune"]
+__all__ = ["BETA", "ETAS", "RESPONSES", "SOLVERS", "Play", "play"]
 
 SOLVERS = ("nash_mp", "nash_md", "online_dpo", "online_ipo", "exact_prox")
 RESPONSES, RANK, BETA = 100, 2, 0.01
 ETAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-TUNING_SEEDS = (1000, 1001)
 
-Progress = Callable[[str], None]
+Progress = Callable[[int, int], None]
 
 
 @attrs.frozen(eq=False)
 class Play:
-    """What came of one comparison.
+    """What came of one comparison; a solver is called by its registered name.
 
     Attributes:
-        rows: tidy measurements, as `Report.add_convergence` takes them.
-        bounds: tidy claims, at every step.
-        game: the game of the first seed.
-        equilibrium: its equilibrium.
-        finals: solver to its last iterate on that game.
+        game: that of the first seed, and what was measured on those of all seeds.
+        finals: solver to the (Y,) probabilities of its last iterate on that game.
+        etas: solver to its tuned step size; empty where nothing was tuned.
     """
 
-    rows: list[dict[str, Any]]
-    bounds: list[dict[str, Any]]
-    game: Game
-    equilibrium: TabularPolicy
-    finals: Mapping[str, TabularPolicy]
+    game: PlayedGame
+    finals: Mapping[str, np.ndarray]
+    etas: Mapping[str, float]
+
+    def measured(self) -> dict[str, Measured]:
+        """Metric to its curves, its claims, and how these fared."""
+        return {metric: measured(self.game, metric) for metric in METRICS}
 
     def final(self, solver: str, metric: str) -> list[float]:
         """The metric's last value, seed by seed."""
-        last = {row["seed"]: row[metric] for row in self.rows if row["solver"] == solver}
-        return [last[seed] for seed in sorted(last)]
+        return [float(run[-1, 4]) for run in self.game.runs[metric][solver]]
 
     def queries_to(self, solver: str, gap: float) -> float:
         """Queries until the duality gap is at most `gap`, median over seeds; infinite where it never is."""
-        firsts: dict[int, float] = {}
-        for row in self.rows:
-            if row["solver"] == solver:
-                firsts.setdefault(row["seed"], math.inf)
-                if row["duality_gap"] <= gap:
-                    firsts[row["seed"]] = min(firsts[row["seed"]], row["queries"])
-        return median(firsts.values())
+        reached = [run[run[:, 4] <= gap, 1] for run in self.game.runs["duality_gap"][solver]]
+        return median(float(queries[0]) if len(queries) else math.inf for queries in reached)
 
 
-def low_rank_game(seed: int) -> Game:
-    """Rank 2, 100 responses, beta = 0.01, uniform reference."""
-    oracle = lookup("games", "low_rank")(seed=seed, responses=RESPONSES, rank=RANK)
-    return Game(oracle, oracle.uniform_policy(), beta=BETA, name=f"low_rank, seed {seed}")
-
-
-def play(
-    solvers: Mapping[str, Solver], seeds: Sequence[int], queries: int, progress: Progress = lambda _: None
-) -> Play:
-    """Every solver on the game of every seed, all stopped at the same count of queries.
+def play(out: Path, *, queries: int, seeds: int, seed: int, tuned: bool, progress: Progress | None = None) -> Play:
+    """Compare all solvers in the folder `out`: with the step sizes that theory gives, or with tuned ones.
 
     Raises:
-        BadInput: no seeds or no solvers.
+        BadInput: the folder holds something else, or cannot be written to.
     """
-    if not seeds or not solvers:
-        raise BadInput("a comparison needs at least one solver and one seed")
-    games = [low_rank_game(seed) for seed in seeds]
-    targets = [equilibrium(game) for game in games]
-    rows: list[dict[str, Any]] = []
-    bounds: list[dict[str, Any]] = []
-    finals: dict[str, TabularPolicy] = {}
-    for name, solver in solvers.items():
-        steps = 0
-        for seed, game, target in zip(seeds, games, targets, strict=True):
-            result = solve(game, solver, queries=queries, seed=seed, target=target)
-            rows += _tidy(name, seed, result, queries)
-            steps = max(steps, result.state.step)
-            if seed == seeds[0]:
-                assert isinstance(result.policy, TabularPolicy)
-                finals[name] = result.policy
-            progress(f"{name}, seed {seed}")
-        bounds += claimed_bounds(name, solver, games[0], range(steps + 1))
-    return Play(rows, bounds, games[0], targets[0], finals)
+    game = {"name": "low_rank", "options": {"responses": RESPONSES, "rank": RANK}, "beta": BETA}
+    grid: dict[str, Any] = {"options": {"eta": list(ETAS)}} if tuned else {}
+    config = CompareConfig(
+        games=[game],
+        solvers=[{"name": name, **grid} for name in SOLVERS],
+        queries=queries,
+        seeds=seeds,
+        seed=seed,
+        out=out,
+    )
+    done = run_comparison(config, progress)
+    read = read_comparison(out)
+    (found,) = read.games
+    runs = {metric: {read.names[called]: of for called, of in by.items()} for metric, by in found.runs.items()}
+    (told,) = done.summary["games"].values()
+    return Play(
+        game=attrs.evolve(found, runs=runs),
+        finals=_finals(done.results(), out, seed),
+        etas={read.names[called]: choice["chosen"]["eta"] for called, choice in (told.get("tuning") or {}).items()},
+    )
 
 
-def _tidy(name: str, seed: int, result: Result, queries: int) -> list[dict[str, Any]]:
-    # A step may ask many times, and so end beyond the budget: then it came too late.
-    kept = ("step", "queries", "seconds", "duality_gap", "kl_to_equilibrium", "span_to_equilibrium")
-    rows = [row for row in result.history if row["queries"] <= queries]
-    return [{"solver": name, "seed": seed, **{key: row[key] for key in kept}} for row in rows]
-
-
-def tune(names: Sequence[str], queries: int, progress: Progress = lambda _: None) -> dict[str, float]:
-    """Each solver's step size eta, out of `ETAS`, with the least duality gap at the end of two games of their own.
-
-    The comparison's games, while its seeds stay below a thousand, are not among them.
-    A step size that a solver refuses on these games is passed over.
-    """
-    games = [low_rank_game(seed) for seed in TUNING_SEEDS]
-    targets = [equilibrium(game) for game in games]
-    best: dict[str, float] = {}
-    for name in names:
-        scores: dict[float, float] = {}
-        for eta in ETAS:
-            solver = configure(name, eta=eta)
-            try:
-                runs = [
-                    solve(game, solver, queries=queries, target=target)
-                    for game, target in zip(games, targets, strict=True)
-                ]
-            except BadInput:
-                continue
-            scores[eta] = max(_tidy(name, 0, run, queries)[-1]["duality_gap"] for run in runs)
-            progress(f"{name}, eta {eta:g}")
-        best[name] = min(scores, key=lambda eta: scores[eta])
-    return best
+def _finals(results: Any, out: Path, seed: int) -> dict[str, np.ndarray]:
+    columns = [results[name].to_pylist() for name in ("role", "seed", "name", "cell")]
+    cells = {name: cell for role, of, name, cell in zip(*columns, strict=True) if (role, of) == ("run", seed)}
+    finals = {}
+    for name, cell in cells.items():
+        with np.load(out / "policies" / f"{cell}.npz", allow_pickle=False) as arrays:
+            finals[name] = arrays["probabilities"]
+    return finals

@@ -12,8 +12,7 @@ import numpy as np
 from nlhf_zoo.errors import BadInput
 
 if TYPE_CHECKING:
-    from nlhf_zoo.interfaces.game import Game
-    from nlhf_zoo.interfaces.solver import Solver
+    pass
 
 __all__ = [
     "FLOOR",
@@ -25,7 +24,6 @@ __all__ = [
     "Measured",
     "check_claims",
     "checked",
-    "claimed_bounds",
     "claims",
     "curve",
     "curves",
@@ -218,36 +216,6 @@ def checked(solver: str, values: np.ndarray, bounds: np.ndarray) -> Check:
     ratio = np.where(values > ROUNDING, values / np.maximum(bounds, 1e-300), 0.0)
     # One part in 1e9 is what a log, an interpolation and an exponential may cost.
     return Check(solver, len(ratio), float(ratio.max()), int((ratio > 1 + 1e-9).sum()))
-
-
-def claimed_bounds(
-    name: str, solver: Solver, game: Game, steps: Iterable[int], initial: Mapping[str, float] | None = None
-) -> list[dict[str, Any]]:
-    """Tidy rows for `bounds` from what a solver guarantees of its last iterate on this game.
-
-    Args:
-        name: what the solver is called in the measured rows.
-        solver: an object whose `guarantees` are asked.
-        game: one game, not a batch.
-        steps: where to evaluate each bound.
-        initial: metric ("kl", "span", "duality_gap") to its value at step 0, where it is known.
-    """
-    import torch
-
-    rows: list[dict[str, Any]] = []
-    grid = sorted(set(steps))
-    for guarantee in solver.guarantees:
-        drawable = guarantee.bound is not None and guarantee.target is None and guarantee.iterate == "last"
-        if not drawable or not guarantee.holds(game) or any(row["metric"] == guarantee.metric for row in rows):
-            continue
-        start = (initial or {}).get(guarantee.metric)
-        first = None if start is None else torch.tensor(start, dtype=torch.float64)
-        for step in grid:
-            value = float(guarantee.bound(step, game, first))  # type: ignore[misc]  # not None: `drawable`
-            rows.append(
-                {"solver": name, "metric": guarantee.metric, "step": step, "bound": value, "source": guarantee.source}
-            )
-    return rows
 
 
 def _get(row: Mapping[str, Any], key: str, at: int, kind: str = "measurement") -> Any:

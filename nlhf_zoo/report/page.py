@@ -72,8 +72,7 @@ class Report:
         Args:
             rows: one a measurement, with solver, step, queries and, where known, seed, seconds,
                 duality_gap, kl_to_equilibrium, span_to_equilibrium.
-            bounds: one a point, with solver, metric, step, bound and perhaps source (`claimed_bounds`
-                makes them).
+            bounds: one a point, with solver, metric, step, bound and perhaps source.
             title: heading of the section.
             note: a paragraph below it.
 
