@@ -42,7 +42,7 @@ class Task(ABC):
     @abstractmethod
     def perform(self) -> Done: ...
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         text = json.dumps(self.identity, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
