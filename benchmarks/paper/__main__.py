@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks.paper as studies_of
+from nlhf_zoo.errors import BadInput
 
 
 def studies() -> dict[str, str]:
@@ -40,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     out = given.out or Path("runs") / "paper" / given.study
     out.mkdir(parents=True, exist_ok=True)
-    importlib.import_module(f"{studies_of.__name__}.{given.study}").run(out, given.quick)
+    try:
+        importlib.import_module(f"{studies_of.__name__}.{given.study}").run(out, given.quick)
+    except BadInput as error:
+        print(f"{parser.prog} {given.study}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
