@@ -71,16 +71,16 @@ class Played:
 
 
 def exact(scale: Scale, beta: float, out: Path) -> list[Played]:
-    # The claim alone shrinks the KL by e^-24 in this many queries.
+    # The claim alone shrinks the KL by e^-16 in this many queries.
     options = {"responses": list(scale.responses), "rank": list(scale.ranks)}
     game = {"name": "low_rank", "options": options, "beta": beta}
-    return played(out / "comparison" / f"exact {beta}", game, scale, queries=round(24 / beta))
+    return played(out / "comparison" / f"exact {beta}", game, scale, queries=round(16 / beta))
 
 
 def noisy(scale: Scale, beta: float, out: Path) -> list[Played]:
     options = {"responses": list(scale.noisy_responses), "rank": 2}
     game = {"name": "low_rank", "options": options, "beta": beta, "comparisons": list(scale.comparisons)}
-    return played(out / "comparison" / f"noisy {beta}", game, scale, queries=10**12, steps=round(6 / beta))
+    return played(out / "comparison" / f"noisy {beta}", game, scale, queries=10**12, steps=round(3 / beta))
 
 
 def played(folder: Path, game: Mapping[str, Any], scale: Scale, **budget: int) -> list[Played]:
@@ -119,7 +119,7 @@ def slopes(run: Played) -> Iterator[dict[str, Any]]:
 
 
 def floor(run: Played) -> Iterator[dict[str, Any]]:
-    """The mean over the second half of a noisy run; whatever is left of the start is then below e^-6 of it."""
+    """The mean over the second half of a noisy run, which begins when the claim alone has shrunk the start by e^-3."""
     steps = run.course["kl"][:, 0]
     late = steps >= steps[-1] / 2
     for metric in ("kl", "gap"):

@@ -2,7 +2,7 @@
 
 pi is one if no response beats it with more than 1/2 + epsilon: max_y P(y > pi) <= 1/2 + epsilon. Counted are exact
 payoff vectors until the first policy for which that holds (which whoever asks for its payoffs can see), at most
-100,000. Each solver is set as its theory says for this epsilon:
+50,000. Each solver is set as its theory says for this epsilon:
 
 - those of the regularised game, last iterate: beta = epsilon / (2 log 115), so that the equilibrium itself is at most
   beta log Y <= epsilon/2 away, and otherwise their defaults, which follow beta;
@@ -34,8 +34,8 @@ from benchmarks.paper.results import Row, write_rows, write_text, write_verdict
 from nlhf_zoo.drive import configure, iterates
 
 EPSILONS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
-CAP = 100_000
-SLOW_CAP = 500
+CAP = 50_000
+SLOW_CAP = 300
 """rspo and dph_rl solve for a multiplier in every step, which takes fifty times as long."""
 TWINS = {
     "inpo": "mmd", "f_dpg": "mmd", "online_ipo": "mmd", "nash_prox": "exact_prox", "sppo": "spo", "rebel": "spo",
