@@ -113,8 +113,8 @@ def slopes(run: Played) -> Iterator[dict[str, Any]]:
         slope = np.polyfit(queries[tail], np.log(values[tail]), 1)[0] if tail.sum() > 2 else math.nan
         yield _row(run, f"{metric}_rate_over_claim", -slope / claimed)
     kl = run.course["kl"][:, 2]
-    sure = kl > FLOORS["kl"]
-    yield _row(run, "kl_over_bound", float((kl / run.bound)[sure].max()))
+    later = (kl > FLOORS["kl"]) & (run.course["kl"][:, 0] > 0)
+    yield _row(run, "kl_over_bound", float((kl / run.bound)[later].max()))
     yield _row(run, "start_kl_times_2_beta", kl[0] * 2 * run.cell["beta"])
 
 
@@ -137,9 +137,11 @@ def _row(run: Played, measure: str, value: float) -> dict[str, Any]:
 def verdict(rows: Sequence[Row]) -> dict[str, Any]:
     """Rates as multiples of the claimed ones, the effect of Y on them, and the floors that noise leaves.
 
-    `exponent_of_responses`: b in rate ~ Y^b, fitted within each (r, beta), with a 95 % interval over seeds; 0 is the
-    claim of independence. `exponent_of_comparisons`: the same for the KL floor and the comparisons; -1 is what a
-    variance does.
+    `exponent_of_responses`: b in rate ~ Y^b, fitted within each (r, beta), with a 95 % interval over seeds; 0 is
+    independence. `exponent_of_comparisons`: the same for the KL floor and the comparisons c; -1 is what a variance
+    does. `floor_times_8_beta_c`: at the most comparisons; 1 is what a linear model says: each step puts noise of
+    variance 1/c on log-probabilities (a payoff's coins, 1/(4c), over a weight of about 1/2) and shrinks what there is
+    by 1/(1 + 2 beta), so that their variance settles at 1/(4 beta c), and KL is half of it.
     """
     bounds = [row["value"] for row in rows if row["measure"] == "kl_over_bound"]
     starts = [row["value"] for row in rows if row["measure"] == "start_kl_times_2_beta"]
@@ -147,11 +149,13 @@ def verdict(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "runs": len(bounds),
         "bound_broken": sum(value > 1 + 1e-9 for value in bounds),
-        "worst_kl_over_bound_after_start": max(bounds),
+        "worst_kl_over_bound": max(bounds),
         "largest_start_kl_times_2_beta": max(starts),
         "rates": {metric: cells["by_cell"] for metric, cells in rates.items()},
         "least_rate": {metric: cells["least"] for metric, cells in rates.items()},
         "exponent_of_responses": {metric: cells["exponent"] for metric, cells in rates.items()},
+        "exponent_of_responses_by_rank": rates["kl"]["exponent_by_rank"],
+        "exponent_between_the_two_largest": rates["kl"]["exponent_at_the_end"],
         "noise": _noise(rows),
     }
 
@@ -169,6 +173,11 @@ def _rates(rows: Sequence[Row], measure: str) -> dict[str, Any]:
         "by_cell": by_cell,
         "least": min(row["value"] for row in mine),
         "exponent": _exponent([list(sizes.items()) for sizes in cells.values()]),
+        "exponent_by_rank": {
+            f"r={rank:g}": _exponent([list(sizes.items()) for (r, _), sizes in cells.items() if r == rank])
+            for rank in dict.fromkeys(rank for rank, _ in cells)
+        },
+        "exponent_at_the_end": _exponent([sorted(sizes.items())[-2:] for sizes in cells.values()]),
     }
 
 
@@ -194,9 +203,15 @@ def _noise(rows: Sequence[Row]) -> dict[str, Any]:
         f"Y={y:g} beta={beta:g}": {
             "kl_floor": {f"{count:g}": median_interval(list(seeds.values())) for count, seeds in counts.items()},
             "exponent_of_comparisons": _exponent([list(counts.items())]),
+            "floor_times_8_beta_c": _predicted(counts, beta),
         }
         for (y, beta), counts in cells.items()
     }
+
+
+def _predicted(counts: Mapping[float, Mapping[float, float]], beta: float) -> dict[str, float | None]:
+    most = max(counts)
+    return median_interval([value * 8 * beta * most for value in counts[most].values()])
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -206,11 +221,12 @@ def table(found: Mapping[str, Any]) -> str:
     for cell, row in found["rates"]["kl"].items():
         lines.append(f"| {cell} | {' | '.join(_interval(row[size], 'median') for size in sizes)} |")
     counts = list(next(iter(found["noise"].values()))["kl_floor"])
-    lines += ["", f"| KL floor, comparisons a response | {' | '.join(counts)} | exponent |"]
-    lines.append(f"| --- |{' --- |' * (len(counts) + 1)}")
+    lines += ["", f"| KL floor, comparisons c a response | {' | '.join(counts)} | exponent | last floor × 8βc |"]
+    lines.append(f"| --- |{' --- |' * (len(counts) + 2)}")
     for cell, row in found["noise"].items():
         floors = " | ".join(f"{row['kl_floor'][count]['median']:.2g}" for count in counts)
-        lines.append(f"| {cell} | {floors} | {_interval(row['exponent_of_comparisons'], 'value')} |")
+        ends = _interval(row["exponent_of_comparisons"], "value"), _interval(row["floor_times_8_beta_c"], "median")
+        lines.append(f"| {cell} | {floors} | {' | '.join(ends)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -236,11 +252,12 @@ def draw_rates(rows: Sequence[Row], path: Path) -> None:
                 error = [middle - [end["low"] for end in ends], [end["high"] for end in ends] - middle]
                 axes.errorbar(sizes, middle, error, color=colour, marker=marker, ms=4, capsize=2, label=f"r = {rank:g}")
             axes.axhline(1, color="0.3", ls="--", lw=0.9)
-            axes.set(xscale="log", xlabel="responses Y", title=f"β = {beta:g}", ylim=(0, None))
+            axes.set(xscale="log", xlabel="responses Y", title=f"β = {beta:g}")
             axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axes.minorticks_off()
+        panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("KL rate per query / claimed")
-        panels[0].legend(loc="best")
+        panels[0].legend(loc="upper left")
         figures.save(figure, path)
 
 
@@ -256,7 +273,7 @@ def draw_noise(rows: Sequence[Row], path: Path) -> None:
                 middle = np.array([end["median"] for end in ends])
                 error = [middle - [end["low"] for end in ends], [end["high"] for end in ends] - middle]
                 axes.errorbar(counts, middle, error, marker=marker, ms=4, capsize=2, label=f"β = {beta}")
-                axes.plot(counts, middle[-1] * counts[-1] / np.array(counts), ls=":", lw=0.8, color="0.4")
+                axes.plot(counts, 1 / (8 * float(beta) * np.array(counts)), ls=":", lw=0.8, color="0.4")
             axes.set(
                 xscale="log", yscale="log", xlabel="comparisons a response and query", title=size.replace("=", " = ")
             )
