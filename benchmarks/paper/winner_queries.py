@@ -2,7 +2,7 @@
 
 pi is one if no response beats it with more than 1/2 + epsilon: max_y P(y > pi) <= 1/2 + epsilon. Counted are exact
 payoff vectors until the first policy for which that holds (which whoever asks for its payoffs can see), at most
-40,000. Each solver is set as its theory says for this epsilon:
+40,000 (those without a rate: `LOWER_CAPS`). Each solver is set as its theory says for this epsilon:
 
 - those of the regularised game, last iterate: beta = epsilon / (2 log 115), so that the equilibrium itself is at most
   beta log Y <= epsilon/2 away, and otherwise their defaults, which follow beta;
@@ -36,9 +36,9 @@ from nlhf_zoo.drive import configure, iterates
 
 EPSILONS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 CAP = 40_000
-LOWER_CAPS = {"rspo": 300, "dph_rl": 300, "f_dpo": 2_000, "online_dpo": 2_000}
-"""The first two solve for a multiplier in every step, which takes fifty times as long; no theory leads the others to
-an equilibrium, and they would spend all on every epsilon."""
+LOWER_CAPS = {"nash_ema": 4_000, "mnpo": 4_000, "f_dpo": 2_000, "online_dpo": 2_000, "rspo": 300, "dph_rl": 300}
+"""No rate is declared for the first two, and no theory leads the next two to an equilibrium; the last two solve for a
+multiplier in every step, which takes fifty times as long."""
 TWINS = {
     "inpo": "mmd", "f_dpg": "mmd", "online_ipo": "mmd", "nash_prox": "exact_prox", "sppo": "spo", "rebel": "spo",
     "dno": "spo", "comal": "mpo",
@@ -85,7 +85,7 @@ def run(out: Path, quick: bool) -> None:
     epsilons, caps = EPSILONS, {entry.name: LOWER_CAPS.get(entry.name, CAP) for entry in entries()}
     if quick:
         matrices = {name: matrix for name, matrix in matrices.items() if len(matrix) < 12}
-        epsilons, caps = EPSILONS[:3], {name: 1 if cap == 300 else 40 for name, cap in caps.items()}
+        epsilons, caps = EPSILONS[:3], {name: max(1, cap // 1000) for name, cap in caps.items()}
     rows: list[dict[str, Any]] = []
     for entry in entries():
         tried = epsilons[:2] if entry.name in TWINS else epsilons
