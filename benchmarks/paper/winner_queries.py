@@ -2,7 +2,7 @@
 
 pi is one if no response beats it with more than 1/2 + epsilon: max_y P(y > pi) <= 1/2 + epsilon. Counted are exact
 payoff vectors until the first policy for which that holds (which whoever asks for its payoffs can see), at most
-40,000 (those without a rate: `LOWER_CAPS`). Each solver is set as its theory says for this epsilon:
+20,000 (those without a rate: `LOWER_CAPS`). Each solver is set as its theory says for this epsilon:
 
 - those of the regularised game, last iterate: beta = epsilon / (2 log 115), so that the equilibrium itself is at most
   beta log Y <= epsilon/2 away, and otherwise their defaults, which follow beta;
@@ -35,8 +35,8 @@ from benchmarks.paper.results import Row, write_rows, write_text, write_verdict
 from nlhf_zoo.drive import configure, iterates
 
 EPSILONS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
-CAP = 40_000
-LOWER_CAPS = {"nash_ema": 4_000, "mnpo": 4_000, "f_dpo": 2_000, "online_dpo": 2_000, "rspo": 300, "dph_rl": 300}
+CAP = 20_000
+LOWER_CAPS = {"nash_ema": 4_000, "mnpo": 4_000, "f_dpo": 2_000, "online_dpo": 2_000, "rspo": 100, "dph_rl": 100}
 """No rate is declared for the first two, and no theory leads the next two to an equilibrium; the last two solve for a
 multiplier in every step, which takes fifty times as long."""
 TWINS = {
@@ -85,7 +85,7 @@ def run(out: Path, quick: bool) -> None:
     epsilons, caps = EPSILONS, {entry.name: LOWER_CAPS.get(entry.name, CAP) for entry in entries()}
     if quick:
         matrices = {name: matrix for name, matrix in matrices.items() if len(matrix) < 12}
-        epsilons, caps = EPSILONS[:3], {name: max(1, cap // 1000) for name, cap in caps.items()}
+        epsilons, caps = EPSILONS[:3], {name: max(1, cap // 500) for name, cap in caps.items()}
     rows: list[dict[str, Any]] = []
     for entry in entries():
         tried = epsilons[:2] if entry.name in TWINS else epsilons
@@ -237,7 +237,11 @@ def table(found: Mapping[str, Any]) -> str:
     for solver, row in sorted(found.items(), key=lambda item: "same_as" in item[1]):
         cells = " | ".join(_cell(row, e) for e in epsilons)
         slope, same = row["slope"], row.get("same_as")
-        shown = "" if slope is None else f"{slope['value']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]"
+        shown = (
+            ""
+            if slope is None
+            else "{:.2f} [{:.2f}, {:.2f}]".format(*(round(slope[end], 2) + 0.0 for end in ("value", "low", "high")))
+        )
         if same:
             shown = f"as `{same['solver']}`: {same['equal']} of {same['of']} equal"
         lines.append(f"| `{solver}`, {row['iterate']} | {cells} | {shown} | {row['slopes_of'] or ''} |")
@@ -256,17 +260,17 @@ def _cell(row: Mapping[str, Any], epsilon: str) -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     by_solver: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["solver"] not in TWINS:
+        if row["solver"] not in (*TWINS, *LOWER_CAPS):
             by_solver[row["solver"]][row["epsilon"]].append(row["queries"])
     sizes = [row["responses"] for row in rows]
     with figures.figure(6.4, 3.8) as figure:
         axes = figure.subplots()
         axes.axhspan(min(sizes), max(sizes), color="0.9", zorder=0)
-        axes.text(10, max(sizes), " the matrix itself: Y queries", va="bottom", fontsize=7, color="0.4")
+        axes.text(1e4, min(sizes), "Y queries tell the matrix ", va="bottom", ha="right", fontsize=7, color="0.4")
         for at, (solver, cells) in enumerate(by_solver.items()):
             medians = [(1 / e, float(np.median(q))) for e, q in cells.items() if math.isfinite(np.median(q))]
             if medians:
-                axes.plot(*zip(*medians, strict=True), marker="osD^vPX*"[at % 8], ms=4, lw=1,
+                axes.plot(*zip(*medians, strict=True), marker="osD^vPX*"[at % 8], ms=4, lw=2 if solver == "nash_mp" else 1,
                           color=f"C{at % 10}", ls="-" if at < 10 else "--", label=solver)  # fmt: skip
         claim = np.array([10.0, 1e4])
         axes.plot(claim, 1.6 * claim, color="k", ls=":", lw=0.9)
