@@ -270,8 +270,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for at, (solver, cells) in enumerate(by_solver.items()):
             medians = [(1 / e, float(np.median(q))) for e, q in cells.items() if math.isfinite(np.median(q))]
             if medians:
-                axes.plot(*zip(*medians, strict=True), marker="osD^vPX*"[at % 8], ms=4, lw=2 if solver == "nash_mp" else 1,
-                          color=f"C{at % 10}", ls="-" if at < 10 else "--", label=solver)  # fmt: skip
+                look: dict[str, Any] = {"color": f"C{at % 10}", "marker": "osD^vPX*"[at % 8], "ms": 4}
+                look |= {"lw": 2 if solver == "nash_mp" else 1, "ls": "-" if at < 10 else "--"}
+                axes.plot(*zip(*medians, strict=True), label=solver, **look)
         claim = np.array([10.0, 1e4])
         axes.plot(claim, 1.6 * claim, color="k", ls=":", lw=0.9)
         axes.text(claim[1], 1.6 * claim[1], " 1/ε", fontsize=7, va="center")
