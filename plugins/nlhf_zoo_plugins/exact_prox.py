@@ -25,8 +25,8 @@ class ExactProx(Solver):
     summary = "exact proximal point: each step the equilibrium of a better conditioned game"
     paper = "arXiv 2505.19731"
     when = (
-        "As a yardstick for nash_mp, and where implicit steps are cheap: any step size contracts. On a table a step asks "
-        "at most as many queries as there are responses, so that a long one is the equilibrium nearly at once."
+        "As a yardstick for nash_mp, and where implicit steps are cheap: any step size contracts. On a table a step "
+        "asks at most as many queries as there are responses, so that a long one is the equilibrium nearly at once."
     )
 
     eta: float | None = hyperparameter(above=0)
