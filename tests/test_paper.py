@@ -65,6 +65,12 @@ def test_the_index_has_it(study: str) -> None:
     assert studies()[study].endswith((".", "?"))
 
 
+def test_without_a_study_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(study in shown for study in studies())
+
+
 def test_an_unknown_study_is_told_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["matrix_games"])

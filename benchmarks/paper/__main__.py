@@ -35,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run a reproduction study.\n\n" + "\n".join(f"  {name:<16} {what}" for name, what in known.items()),
     )
-    parser.add_argument("study", choices=sorted(known), metavar="STUDY")
+    parser.add_argument("study", nargs="?", choices=sorted(known), metavar="STUDY")
     parser.add_argument("--out", type=Path, help="where results.csv, verdict.json and figures go (runs/paper/STUDY)")
     parser.add_argument("--quick", action="store_true", help="a version of seconds, to see that it runs")
     given = parser.parse_args(arguments)
+    if given.study is None:
+        parser.print_help()
+        return 0
     out = given.out or Path("runs") / "paper" / given.study
     out.mkdir(parents=True, exist_ok=True)
     try:
