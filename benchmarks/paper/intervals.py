@@ -27,6 +27,12 @@ def median_interval(values: Sequence[float]) -> dict[str, float | None]:
     return {name: _finite(value) for name, value in (("median", middle), ("low", low), ("high", high))}
 
 
+def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and its interval."""
+    low, high = np.quantile(resampled(values).mean(1), (0.025, 0.975))
+    return {name: _finite(value) for name, value in (("mean", np.mean(values)), ("low", low), ("high", high))}
+
+
 def statistic_interval(rows: Sequence[Any] | Floats, statistic: Callable[[Floats], float]) -> dict[str, float | None]:
     """A statistic of (n, ...) rows and its interval over resampled rows."""
     drawn = [statistic(sample) for sample in resampled(rows)]

@@ -2,12 +2,13 @@
 
 P = (1 - weight) x Bradley-Terry + weight x cycle; everything else stays as it is. Two parts. "target" compares what
 the two are made for, free of steps and budgets: the equilibrium, and the policy where Online DPO comes to rest
-(`dpo_target`), at the same beta and at equal KL from the reference (DPO's own beta is then chosen for that). "exact"
-and "sampled" are runs by `nz.compare` at equal budgets of queries, hyperparameters tuned on seeds of their own.
+(`dpo_target`), at the same beta and at equal KL from the reference (DPO's own beta is then chosen for that), with
+offline DPO, on pairs from the reference, as a third. "exact" and "sampled" are runs by `nz.compare` at equal budgets of
+queries, hyperparameters tuned on seeds of their own.
 
 Columns of results.csv: part, beta, weight, seed, solver; gap, the regularised duality gap; exploited, what the best
 response of all wins over it beyond 1/2; kl to the reference; over_dpo, its plain win rate over Online DPO at the same
-beta; over_equal, the same over Online DPO at equal KL ("target" only).
+beta; over_equal and over_offline, the same over either DPO at equal KL ("target" only).
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 import nlhf_zoo as nz
-from benchmarks.paper.bootstrap import mean_interval
 from benchmarks.paper.dpo_target import at_distance, rest_at
 from benchmarks.paper.figures import figure, save
+from benchmarks.paper.intervals import mean_interval
 from benchmarks.paper.results import Row, write_rows, write_verdict
 from nlhf_zoo.atomic import write_text
 from nlhf_zoo.games import bradley_terry_cyclic
@@ -33,15 +34,26 @@ from nlhf_zoo.metrics import duality_gap, kl_divergence
 
 Floats = NDArray[np.float64]
 
-DPO = "online_dpo"
-EXACT_STEPS = (0.1, 0.5, 2.0, 8.0, 32.0)
-"""Every solver's grid, as a step in units of 1 / payoff; five points each."""
+NASH, DPO = "equilibrium", "online_dpo"
+EQUAL, OFFLINE = "online_dpo at equal KL", "offline dpo at equal KL"
+RIVALS = (DPO, EQUAL, OFFLINE)
+WINS = {
+    "wins over Online DPO, same beta": "over_dpo",
+    "wins over Online DPO, equal KL": "over_equal",
+    "wins over offline DPO, equal KL": "over_offline",
+}
 COMPARISONS = 4
 
 
 @attrs.frozen
 class Plan:
-    """The size of the study."""
+    """The size of the study.
+
+    Attributes:
+        run_weights, run_betas, run_seeds: of the runs; the targets cost less, and have more.
+        payoffs: asked for in each run.
+        steps: every solver's grid, in units of 1 / payoff.
+    """
 
     responses: int
     weights: Sequence[float]
@@ -51,6 +63,7 @@ class Plan:
     seeds: int
     run_seeds: int
     payoffs: int
+    steps: Sequence[float]
 
 
 FULL = Plan(
@@ -62,6 +75,7 @@ FULL = Plan(
     seeds=16,
     run_seeds=8,
     payoffs=1000,
+    steps=(0.1, 0.5, 2.0, 8.0, 32.0),
 )
 QUICK = Plan(
     responses=8,
@@ -72,6 +86,7 @@ QUICK = Plan(
     seeds=2,
     run_seeds=2,
     payoffs=30,
+    steps=(0.5, 2.0),
 )
 
 
@@ -99,8 +114,15 @@ def targets(plan: Plan) -> Iterator[Row]:
             game = nz.Game(oracle, beta=beta, reference=nz.TabularPolicy(torch.from_numpy(reference)))
             best = nz.equilibrium(game).log_probs.numpy()
             rest = rest_at(matrix, reference, beta, rest)
-            equal = at_distance(matrix, reference, kl(best, reference))
-            found = {"equilibrium": best, DPO: rest.log_probs, f"{DPO} at equal KL": equal.log_probs}
+            far = kl(best, reference)
+            equal = at_distance(matrix, reference, far)
+            offline = at_distance(matrix, reference, far, online=False)
+            found = {
+                NASH: best,
+                DPO: rest.log_probs,
+                EQUAL: equal.log_probs,
+                OFFLINE: offline.log_probs,
+            }
             for solver, policy in found.items():
                 yield {
                     "part": "target",
@@ -111,6 +133,7 @@ def targets(plan: Plan) -> Iterator[Row]:
                     **measured(matrix, reference, beta, policy),
                     "over_dpo": wins(matrix, policy, rest.log_probs),
                     "over_equal": wins(matrix, policy, equal.log_probs),
+                    "over_offline": wins(matrix, policy, offline.log_probs),
                 }
 
 
@@ -130,9 +153,9 @@ def wins(matrix: Floats, first: Floats, second: Floats) -> float:
 
 def measured(matrix: Floats, reference: Floats, beta: float, policy: Floats) -> Row:
     payoff = matrix @ np.exp(policy)
-    tensors = [torch.from_numpy(value) for value in (payoff, policy, reference)]
+    u, log_policy, log_reference = (torch.from_numpy(value) for value in (payoff, policy, reference))
     return {
-        "gap": float(duality_gap(*tensors, beta)),
+        "gap": float(duality_gap(u, log_policy, log_reference, beta)),
         "exploited": float(payoff.max() - 0.5),
         "kl": kl(policy, reference),
     }
@@ -159,7 +182,7 @@ def runs(plan: Plan, beta: float, out: Path, comparisons: int | None = None) -> 
     ]
     done = nz.compare(
         games,
-        contestants(beta),
+        contestants(beta, plan.steps),
         queries=plan.payoffs * (1 if comparisons is None else comparisons * plan.responses),
         seeds=plan.run_seeds,
         draws=0,
@@ -179,17 +202,18 @@ def runs(plan: Plan, beta: float, out: Path, comparisons: int | None = None) -> 
                 **measured(matrix, reference, beta, policy),
                 "over_dpo": wins(matrix, policy, policies[DPO]),
                 "over_equal": "",
+                "over_offline": "",
             }
 
 
-def contestants(beta: float) -> list[dict[str, Any]]:
-    """The same five steps for everyone, written as each solver writes its own."""
-    explicit = [step / (1 + step * beta) for step in EXACT_STEPS]
+def contestants(beta: float, steps: Sequence[float]) -> list[dict[str, Any]]:
+    """The same steps for everyone, written as each solver writes its own."""
+    explicit = [step / (1 + step * beta) for step in steps]
     return [
-        {"name": "nash_mp", "options": {"eta": [beta * step for step in EXACT_STEPS]}},
+        {"name": "nash_mp", "options": {"eta": [beta * step for step in steps]}},
         *({"name": name, "options": {"eta": explicit}} for name in ("egpo", "nash_md", "online_ipo")),
-        {"name": "optimistic_md", "options": {"eta": list(EXACT_STEPS)}},
-        {"name": DPO, "options": {"eta": list(EXACT_STEPS)}},
+        {"name": "optimistic_md", "options": {"eta": list(steps)}},
+        {"name": DPO, "options": {"eta": list(steps)}},
     ]
 
 
@@ -228,76 +252,64 @@ def column(rows: Sequence[Row], name: str, **fixed: Any) -> list[float]:
 
 
 def _targets(rows: list[Row]) -> dict[str, Any]:
-    weights, by = {}, grouped(rows, "weight")
-    for weight, part in by:
-        mine = [row for row in part if row["solver"] == "equilibrium"]
-        rest = [row for row in part if row["solver"] == DPO]
-        equal = [row for row in part if row["solver"] not in ("equilibrium", DPO)]
+    weights = {}
+    for weight, part in grouped(rows, "weight"):
+        by = dict(grouped(part, "solver"))
         weights[f"{weight:g}"] = {
-            "win rate over DPO": mean_interval(column(mine, "over_dpo")).plain(),
-            "win rate over DPO at equal KL": mean_interval(column(mine, "over_equal")).plain(),
-            "DPO's duality gap": mean_interval(column(rest, "gap")).plain(),
-            "exploited more by DPO": difference(rest, mine, "exploited"),
-            "exploited more by DPO at equal KL": difference(equal, mine, "exploited"),
-            "KL": {
-                solver: mean_interval(column(part, "kl", solver=solver)).plain()
-                for solver in dict.fromkeys(row["solver"] for row in part)
-            },
+            **{name: beyond_half(by[NASH], over) for name, over in WINS.items()},
+            **{f"exploited more: {solver}": difference(by[solver], by[NASH], "exploited") for solver in RIVALS},
+            **{f"duality gap: {solver}": mean_interval(column(by[solver], "gap")) for solver in RIVALS},
+            **{f"KL: {solver}": mean_interval(column(by[solver], "kl")) for solver in (NASH, *RIVALS)},
         }
-    return {
-        "beats DPO in win rate from weight": first_from(weights, "win rate over DPO", 0.5),
-        "beats DPO at equal KL from weight": first_from(weights, "win rate over DPO at equal KL", 0.5),
-        "is exploited less from weight": first_from(weights, "exploited more by DPO", 0.0),
-        "is exploited less at equal KL from weight": first_from(weights, "exploited more by DPO at equal KL", 0.0),
-        "weights": weights,
-    }
+    verdicts = {f"{name}, from weight": first_from(weights, name) for name in WINS}
+    exploited = [f"exploited more: {solver}" for solver in RIVALS]
+    return {**verdicts, **{f"{name}, from weight": first_from(weights, name) for name in exploited}, "weights": weights}
 
 
-def difference(first: Sequence[Row], second: Sequence[Row], name: str) -> dict[str, float]:
+def beyond_half(rows: Sequence[Row], name: str) -> dict[str, float | None]:
+    """By how much a win rate exceeds 1/2."""
+    return mean_interval([value - 0.5 for value in column(rows, name)])
+
+
+def difference(first: Sequence[Row], second: Sequence[Row], name: str) -> dict[str, float | None]:
     """The mean of first - second over the same seeds."""
     pairs = zip(column(first, name), column(second, name), strict=True)
-    return mean_interval([a - b for a, b in pairs]).plain()
+    return mean_interval([a - b for a, b in pairs])
 
 
-def first_from(weights: dict[str, Any], name: str, above: float) -> float | None:
-    """The smallest weight from which on, up to the largest, the interval lies above; none where it never does."""
+def first_from(weights: dict[str, Any], name: str) -> float | None:
+    """The smallest weight from which on, up to the largest, the interval lies above 0; none where it never does."""
     found = None
     for weight in reversed(weights):
-        if not weights[weight][name]["low"] > above + 1e-9:
+        if not weights[weight][name]["low"] > 1e-9:  # the rounding of what is equal by symmetry
             break
         found = float(weight)
     return found
 
 
 def _runs(rows: list[Row]) -> dict[str, Any]:
+    rival = {(row["weight"], row["seed"]): row for row in rows if row["solver"] == DPO}
     found: dict[str, Any] = {}
     for solver, part in grouped(rows, "solver"):
         if solver == DPO:
             continue
-        weights = {
-            f"{weight:g}": {
-                "win rate over DPO": mean_interval(column(mine, "over_dpo")).plain(),
-                "decades of gap below DPO": decades(mine, [row for row in rows if row["solver"] == DPO]),
-                "exploited more by DPO": difference(
-                    [row for row in rows if row["solver"] == DPO and row["weight"] == weight], mine, "exploited"
-                ),
+        weights: dict[str, Any] = {}
+        for weight, mine in grouped(part, "weight"):
+            against = [rival[weight, row["seed"]] for row in mine]
+            weights[f"{weight:g}"] = {
+                "decades of gap below DPO": decades(mine, against),
+                "wins over DPO": beyond_half(mine, "over_dpo"),
+                "exploited more: DPO": difference(against, mine, "exploited"),
             }
-            for weight, mine in grouped(part, "weight")
-        }
-        found[solver] = {
-            "ends at a lower gap from weight": first_from(weights, "decades of gap below DPO", 0.0),
-            "beats DPO in win rate from weight": first_from(weights, "win rate over DPO", 0.5),
-            "is exploited less from weight": first_from(weights, "exploited more by DPO", 0.0),
-            "weights": weights,
-        }
+        names = [*next(iter(weights.values()))]
+        found[solver] = {f"{name}, from weight": first_from(weights, name) for name in names} | {"weights": weights}
     return found
 
 
-def decades(mine: Sequence[Row], rival: Sequence[Row]) -> dict[str, float]:
+def decades(mine: Sequence[Row], against: Sequence[Row]) -> dict[str, float | None]:
     """log10 of the rival's gap over this one's, seed by seed; gaps below 1e-14 are rounding."""
-    other = {(row["weight"], row["seed"]): row["gap"] for row in rival}
-    logs = [np.log10(max(other[row["weight"], row["seed"]], 1e-14) / max(row["gap"], 1e-14)) for row in mine]
-    return mean_interval(logs).plain()
+    pairs = zip(column(mine, "gap"), column(against, "gap"), strict=True)
+    return mean_interval([float(np.log10(max(b, 1e-14) / max(a, 1e-14))) for a, b in pairs])
 
 
 COLOURS = {
@@ -307,43 +319,43 @@ COLOURS = {
     "online_ipo": "#00805e",
     "optimistic_md": "#5d50c6",
     DPO: "#c2410c",
-    "equilibrium": "#0067a6",
-    f"{DPO} at equal KL": "#a8508a",
 }
-MARKS = {"egpo": "--", f"{DPO} at equal KL": "--"}
+TARGET_COLOURS = ("#0067a6", "#c2410c", "#00805e", "#a8508a")
+STYLES = {"egpo": "--", NASH: "-", DPO: ":", EQUAL: "--", OFFLINE: "-."}
 
 
-def band(axes: Any, rows: Sequence[Row], name: str, floor: float | None = None, **drawn: Any) -> None:
-    """Mean over seeds and its interval against the weight."""
-    weights = sorted({row["weight"] for row in rows})
-    found = [mean_interval(column(rows, name, weight=weight)) for weight in weights]
-    least = -np.inf if floor is None else floor
-    axes.plot(weights, [max(one.mean, least) for one in found], **drawn)
-    low, high = ([max(value, least) for value in side] for side in zip(*((o.low, o.high) for o in found), strict=True))
+def band(axes: Any, rows: Sequence[Row], name: str, less: float = 0.0, **drawn: Any) -> None:
+    """Mean over seeds, less a constant, and its interval against the weight."""
+    found = [
+        (weight, mean_interval([value - less for value in column(part, name)]))
+        for weight, part in grouped(rows, "weight")
+    ]
+    weights = [weight for weight, _ in found]
+    axes.plot(weights, [one["mean"] for _, one in found], **drawn)
+    low, high = ([one[end] for _, one in found] for end in ("low", "high"))
     axes.fill_between(weights, low, high, color=drawn["color"], alpha=0.15, linewidth=0)
 
 
 def draw_targets(rows: list[Row], path: Path) -> None:
     betas = grouped(rows, "beta", part="target")
     shades = dict(zip([beta for beta, _ in betas], ("#0067a6", "#00805e", "#b98300"), strict=False))
-    with figure(9.6, 3.0) as drawn:
-        axes = drawn.subplots(1, 3)
+    with figure(9.6, 5.0) as drawn:
+        axes = drawn.subplots(2, 3)
         for beta, part in betas:
-            mine = [row for row in part if row["solver"] == "equilibrium"]
-            label = f"β = {beta:g}"
-            band(axes[0], mine, "over_dpo", color=shades[beta], label=label)
-            band(axes[1], mine, "over_equal", color=shades[beta], label=label)
-            for solver, style in (("equilibrium", "-"), (DPO, ":"), (f"{DPO} at equal KL", "--")):
-                chosen = [row for row in part if row["solver"] == solver]
-                named = solver if beta == betas[0][0] else None
-                band(axes[2], chosen, "exploited", color=shades[beta], linestyle=style, label=named)
-        for axis in axes[:2]:
-            axis.axhline(0.5, color="black", linewidth=0.7)
-        axes[0].set(title="P(equilibrium ≻ Online DPO), same β", xlabel="weight of the cycle")
-        axes[1].set(title="the same at equal KL from the reference", xlabel="weight of the cycle")
-        axes[2].set(title="what the best response wins beyond 1/2", xlabel="weight of the cycle")
-        axes[0].legend()
-        axes[2].legend()
+            by = dict(grouped(part, "solver"))
+            for axis, over in zip(axes[0], WINS.values(), strict=True):
+                band(axis, by[NASH], over, 0.5, color=shades[beta], label=f"β = {beta:g}")
+        for axis, name in zip(axes[0], WINS, strict=True):
+            axis.axhline(0, color="black", linewidth=0.7)
+            axis.set(title=f"equilibrium {name}")
+        axes[0][0].set_ylabel("win rate beyond 1/2")
+        axes[0][0].legend()
+        for axis, (beta, part) in zip(axes[1], betas, strict=False):
+            for (solver, mine), colour in zip(grouped(part, "solver"), TARGET_COLOURS, strict=True):
+                band(axis, mine, "exploited", color=colour, linestyle=STYLES[solver], label=solver)
+            axis.set(title=f"exploited, β = {beta:g}", xlabel="weight of the cycle")
+        axes[1][0].set_ylabel("best response's win rate beyond 1/2")
+        axes[1][0].legend(fontsize=6)
         save(drawn, path)
 
 
@@ -353,13 +365,13 @@ def draw_runs(rows: list[Row], path: Path) -> None:
         axes = drawn.subplots(2, len(panels), squeeze=False)
         for at, (kind, beta, part) in enumerate(panels):
             for solver, mine in grouped(part, "solver"):
-                look = {"color": COLOURS[solver], "linestyle": MARKS.get(solver, "-"), "label": solver}
+                look = {"color": COLOURS[solver], "linestyle": STYLES.get(solver, "-"), "label": solver}
                 logs = [{**row, "gap": np.log10(max(row["gap"], 1e-14))} for row in mine]
                 band(axes[0][at], logs, "gap", **look)
                 if solver != DPO:
-                    band(axes[1][at], mine, "over_dpo", **look)
+                    band(axes[1][at], mine, "over_dpo", 0.5, **look)
             axes[0][at].set(title=f"{kind} payoffs, β = {beta:g}", ylabel="log10 duality gap" if at == 0 else "")
-            axes[1][at].axhline(0.5, color="black", linewidth=0.7)
-            axes[1][at].set(xlabel="weight of the cycle", ylabel="win rate over Online DPO" if at == 0 else "")
+            axes[1][at].axhline(0, color="black", linewidth=0.7)
+            axes[1][at].set(xlabel="weight of the cycle", ylabel="wins over Online DPO, beyond 1/2" if at == 0 else "")
         axes[0][0].legend(fontsize=6)
         save(drawn, path)
