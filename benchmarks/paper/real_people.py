@@ -3,7 +3,8 @@
 The llmfao votes of people, GPT-4 and GPT-3.5 on the same pairs of answers of 59 language models, and the ballots of
 Glasgow's Govan ward in 2007 (11 candidates). Every electorate is read by three rules: the Borda count (mean share of
 wins), Bradley-Terry scores (Elo, but for its scale) and the von Neumann winner (of the largest entropy, where there are
-several). Doubt is told in two ways: "votes" draws the pairs of answers again, for all judges alike (the ward's
+several). "people A" is the people's votes again, one a pair of answers, since several on one pair are not independent,
+and as many as GPT-4 has. Doubt is told in two ways: "votes" draws the pairs of answers again, for all judges alike (the ward's
 comparisons pair by pair, as if ballots were not the same people's); "posterior" draws matrices as `compare` does from
 win counts, where a pair that nobody compared may be anything. "null" is what luck alone would make of Bradley-Terry
 preferences at as many comparisons and ties.
@@ -37,6 +38,7 @@ Floats = NDArray[np.float64]
 JUDGES = ("human", "gpt4", "gpt3")
 WARD = "govan"
 HALVES = ("people A", "people B")
+ELECTORATES = (*JUDGES, HALVES[0], WARD)
 LISTED = 8
 """Responses that results.csv keeps of each electorate, those most often in the support."""
 COLUMNS = (
@@ -74,21 +76,32 @@ def people(votes: Votes, draws: int) -> Iterator[Row]:
     generator = np.random.default_rng(0)
     count = len(votes.pairs)
     masses: dict[str, list[Opinion]] = {judge: [] for judge in JUDGES}
+    half = np.zeros((0, 0))
     for draw in range(-1, draws):
         even = np.ones(count, dtype=np.int64)
         times = even if draw < 0 else generator.multinomial(count, even / count)
         opinions = {judge: opinion(votes.wins(judge, times)) for judge in JUDGES}
-        opinions |= dict(zip(HALVES, map(opinion, votes.halves("human", times, generator)), strict=True))
+        halves = votes.halves("human", times, generator)
+        opinions |= dict(zip(HALVES, map(opinion, halves), strict=True))
+        if draw < 0:
+            half = halves[0]
         for judge in JUDGES:
             masses[judge].append(opinions[judge])
-            yield described("votes", draw, judge, votes.labels, opinions[judge])
+        for name in ELECTORATES[:4]:
+            yield described("votes", draw, name, votes.labels, opinions[name])
         for one, other in [*itertools.permutations(JUDGES, 2), HALVES, ("gpt4", HALVES[0])]:
             yield judged(draw, one, other, opinions[one], opinions[other])
     for judge in JUDGES:
         yield from responses("votes", judge, votes.labels, masses[judge])
         wins = votes.wins(judge, np.ones(count, dtype=np.int64))
-        ballots = [vote for pair in votes.ballots[judge] for vote in pair]
-        yield from drawn(judge, votes.labels, wins, ballots.count(0.5) / len(ballots), draws)
+        yield from drawn(judge, votes.labels, wins, tied(votes, judge), draws)
+    yield from drawn(HALVES[0], votes.labels, half, tied(votes, "human"), draws)
+
+
+def tied(votes: Votes, judge: str) -> float:
+    """Share of a judge's votes."""
+    ballots = [vote for pair in votes.ballots[judge] for vote in pair]
+    return ballots.count(0.5) / len(ballots)
 
 
 def alone(name: str, labels: Sequence[str], wins: Floats, ties: float, draws: int) -> Iterator[Row]:
@@ -115,7 +128,8 @@ def drawn(name: str, labels: Sequence[str], wins: Floats, ties: float, draws: in
     posterior = [opinion(wins, matrix) for matrix in matrices]
     for draw, found in enumerate(posterior):
         yield described("posterior", draw, name, labels, found)
-    yield from responses("posterior", name, labels, [opinion(wins), *posterior])
+    if name in TITLES:
+        yield from responses("posterior", name, labels, [opinion(wins), *posterior])
     generator = np.random.default_rng(1)
     for draw in range(draws):
         yield described("null", draw, name, labels, opinion(simulated(wins, ties, generator)))
@@ -277,7 +291,7 @@ def share(values: Any) -> float:
 
 # Drawing
 
-INK = {"human": "#0067a6", "gpt4": "#c2410c", "gpt3": "#b98300", WARD: "#00805e"}
+INK = {"human": "#0067a6", "gpt4": "#c2410c", "gpt3": "#b98300", HALVES[0]: "#58b2f2", WARD: "#00805e"}
 TITLES: Mapping[str, str] = {"human": "people", "gpt4": "GPT-4", "gpt3": "GPT-3.5", WARD: "Govan ward 2007"}
 
 
@@ -301,7 +315,7 @@ def draw_winners(rows: list[Row], path: Path) -> None:
             axis.set(title=TITLES[name], xlim=(0, 1.12))
             axis.invert_yaxis()
         for axis in axes[1]:
-            axis.set_xlabel("mass in the von Neumann winner; right: share of draws in its support")
+            axis.set_xlabel("mass in the von Neumann winner; right: how often in its support")
         save(drawing, path)
 
 
@@ -309,19 +323,24 @@ def draw_agreement(rows: list[Row], path: Path) -> None:
     """How far the rules agree, whether cycles are more than luck makes, how far judges agree."""
     with figure(9.6, 3.2) as drawing:
         taus, cycles, judges = drawing.subplots(1, 3, width_ratios=(1, 1.1, 1))
-        labels = {"tau_borda_bt": "Borda, Elo", "tau_borda_vn": "Borda, von Neumann", "tau_bt_vn": "Elo, von Neumann"}
-        for at, name in enumerate(TITLES):
+        labels = {
+            "tau_borda_bt": "Borda,\nElo",
+            "tau_borda_vn": "Borda,\nvon Neumann",
+            "tau_bt_vn": "Elo,\nvon Neumann",
+        }
+        for at, name in enumerate(ELECTORATES):
             mine = where(rows, kind="electorate", electorate=name)
             for place, measure in enumerate(labels):
                 found = spread(*_values(where(mine, source="votes"), measure))
-                _whisker(taus, found, place + (at - 1.5) * 0.17, INK[name], TITLES[name] if place == 0 else None)
+                title = TITLES.get(name, "people, one vote a pair")
+                _whisker(taus, found, place + (at - 2) * 0.15, INK[name], title if place == 0 else None)
             luck = spread(*_values(where(mine, source="votes", draw=-1) + where(mine, source="null"), "cycles"))
             _whisker(cycles, luck, at, INK[name], None)
         taus.set_xticks(range(3), labels.values(), fontsize=7)
         taus.set(title="Kendall's tau between rules", ylim=(0, 1.05))
         taus.legend(fontsize=6, loc="lower left")
-        cycles.set_xticks(range(4), TITLES.values(), fontsize=7)
-        cycles.set(title="strict 3-cycles: data (black), luck alone (bar)", yscale="symlog", ylim=(-0.3, 2000))
+        cycles.set_xticks(range(5), ("people", "GPT-4", "GPT-3.5", "people,\none vote", "Govan"), fontsize=7)
+        cycles.set(title="strict 3-cycles: data (black), luck (bar)", yscale="symlog", ylim=(-0.3, 2000))
         shown = (HALVES, ("gpt4", HALVES[0]), ("human", "gpt4"), ("human", "gpt3"), ("gpt4", "gpt3"))
         for at, (one, other) in enumerate(shown):
             mine = where(rows, kind="judges", electorate=one, other=other)

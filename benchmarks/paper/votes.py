@@ -36,9 +36,10 @@ class Votes:
 
     def wins(self, judge: str, times: NDArray[np.int64]) -> Floats:
         """(Y, Y) win counts, each pair of answers taken so many times (N,)."""
-        won = np.array([float(sum(votes)) for votes in self.ballots[judge]])
-        cast = np.array([len(votes) for votes in self.ballots[judge]], dtype=np.float64)
-        return self._table(won * times, cast * times)
+        won: Floats = np.array([sum(votes) for votes in self.ballots[judge]], dtype=np.float64)
+        cast: Floats = np.array([len(votes) for votes in self.ballots[judge]], dtype=np.float64)
+        taken = times.astype(np.float64)
+        return self._table(won * taken, cast * taken)
 
     def halves(self, judge: str, times: NDArray[np.int64], generator: np.random.Generator) -> tuple[Floats, Floats]:
         """Two tables of one vote a pair, by different voters: how far a judge agrees with its own kind."""
