@@ -93,8 +93,8 @@ def _newton(matrix: Floats, log_reference: Floats, guess: Rest) -> Rest:
         size = float(np.abs(error).max())
         if size < _ROUNDING:
             break
-        # A constant added to h changes nothing: the slope is singular along it, and h is kept centred.
-        step = np.linalg.lstsq(slope, -error, rcond=1e-14)[0]
+        # A constant added to h changes nothing: the slope is singular along it, and the added term keeps h centred.
+        step = np.linalg.solve(slope - beta / len(h), -error)
         start, length = h, 1.0
         while length > 1e-8:
             h = start + length * (step - step.mean())

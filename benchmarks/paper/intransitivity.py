@@ -68,13 +68,13 @@ class Plan:
 
 FULL = Plan(
     responses=50,
-    weights=(0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
-    run_weights=(0, 0.1, 0.3, 0.5, 0.7, 1),
+    weights=(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+    run_weights=(0, 0.1, 0.3, 0.6, 1),
     betas=(0.1, 0.03, 0.01),
     run_betas=(0.1, 0.01),
-    seeds=16,
-    run_seeds=6,
-    payoffs=500,
+    seeds=12,
+    run_seeds=5,
+    payoffs=400,
     steps=(0.1, 0.5, 2.0, 8.0, 32.0),
 )
 QUICK = Plan(

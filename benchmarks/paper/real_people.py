@@ -4,14 +4,15 @@ The llmfao votes of people, GPT-4 and GPT-3.5 on the same pairs of answers of 59
 Glasgow's Govan ward in 2007 (11 candidates). Every electorate is read by three rules: the Borda count (mean share of
 wins), Bradley-Terry scores (Elo, but for its scale) and the von Neumann winner (of the largest entropy, where there are
 several). "people A" is the people's votes again, one a pair of answers, since several on one pair are not independent,
-and as many as GPT-4 has. Doubt is told in two ways: "votes" draws the pairs of answers again, for all judges alike (the ward's
-comparisons pair by pair, as if ballots were not the same people's); "posterior" draws matrices as `compare` does from
-win counts, where a pair that nobody compared may be anything. "null" is what luck alone would make of Bradley-Terry
-preferences at as many comparisons and ties.
+and as many as GPT-4 has; "people B" has the next vote of each.
+
+Doubt is told in two ways: "votes" draws the pairs of answers again, for all judges alike (the ward's comparisons pair
+by pair, as if ballots were not the same people's); "posterior" draws matrices as `compare` does from win counts, where
+a pair that nobody compared may be anything. "null" is what luck alone would make of Bradley-Terry preferences at as
+many comparisons and ties.
 
 Rows of results.csv by `kind`: "electorate" (one drawn or counted electorate), "judges" (`electorate` judged by
-`other`), "response" (a response's mass and how often it is in the support). `draw` -1 is the data itself. The halves of
-the people's votes, one vote a pair each and never the same person's, say how far people agree with people.
+`other`), "response" (a response's mass and how often it is in the support). `draw` -1 is the data itself.
 """
 
 from __future__ import annotations
