@@ -35,12 +35,14 @@ class Opinion:
             all of its support tie at 1/2.
         choices: rule -> (Y,) the policy it would have one play: its first response, or the winner.
         support: (Y,) bool, of the von Neumann winner of the largest entropy.
+        strangers: share of the pairs of different responses drawn from the winner that nobody compared.
     """
 
     matrix: Floats
     scores: dict[str, Floats]
     choices: dict[str, Floats]
     support: NDArray[np.bool_]
+    strangers: float
 
     @property
     def condorcet(self) -> bool:
@@ -78,7 +80,14 @@ def opinion(wins: Floats, matrix: Floats | None = None) -> Opinion:
         {"borda": borda, "bradley_terry": scores, "von_neumann": (p @ mixture).round(9)},
         {"borda": _only(borda), "bradley_terry": _only(scores), "von_neumann": mixture},
         winner.support.numpy(),
+        _strangers(wins, mixture),
     )
+
+
+def _strangers(wins: Floats, mixture: Floats) -> float:
+    pairs = np.outer(mixture, mixture)
+    np.fill_diagonal(pairs, 0)
+    return float(pairs[wins + wins.T == 0].sum() / pairs.sum()) if pairs.sum() > 1e-9 else 0.0
 
 
 def shares(wins: Floats) -> Floats:

@@ -11,6 +11,17 @@ from nlhf_zoo.data import PreferenceMatrix
 DATA = Path(os.environ.get("NLHF_ZOO_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
+def data_file(name: str) -> Path:
+    """One of the files.
+
+    Raises:
+        BadInput: it is not there.
+    """
+    if not (DATA / name).exists():
+        raise nz.BadInput(f"{name} is not here; name its folder in NLHF_ZOO_DATA")
+    return DATA / name
+
+
 def real_matrices() -> dict[str, PreferenceMatrix]:
     """Name -> the matrix of each `pref_NAME.csv.gz`, smoothed by half a win to each side.
 

@@ -29,7 +29,7 @@ import nlhf_zoo as nz
 from benchmarks.paper.figures import figure, save
 from benchmarks.paper.intervals import mean_interval
 from benchmarks.paper.landscape import FORMS, Settings, difference, race
-from benchmarks.paper.real_data import DataAbsent, data_file
+from benchmarks.paper.real_matrices import data_file
 from benchmarks.paper.results import Row, write_rows, write_verdict
 from nlhf_zoo.games import bradley_terry_cyclic, cyclic, low_rank, random
 
@@ -147,7 +147,7 @@ def games(plan: Plan) -> Iterator[Case]:
     for name in plan.real:
         try:
             matrix = nz.read_matrix(data_file(f"pref_{name}.csv.gz")).probabilities.numpy()
-        except DataAbsent as absent:
+        except nz.BadInput as absent:
             print(f"without {name}: {absent}")
             continue
         yield Case(name, "tried", matrix, np.full(len(matrix), -math.log(len(matrix))))

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.paper.real_data import data_file
+from benchmarks.paper.real_matrices import data_file
 
 __all__ = ["Votes", "read_votes"]
 
@@ -51,6 +51,23 @@ class Votes:
         first, second = np.nan_to_num(chosen).T
         return self._table(first * kept, kept), self._table(second * kept, kept)
 
+    def core(self) -> Votes:
+        """The votes among models that all met one another: those that met most, each kept if it met all before it."""
+        size = len(self.labels)
+        met = np.zeros((size, size), dtype=bool)
+        met[self.pairs[:, 0], self.pairs[:, 1]] = met[self.pairs[:, 1], self.pairs[:, 0]] = True
+        kept: list[int] = []
+        for model in np.argsort(-met.sum(1), kind="stable"):
+            if met[model, kept].all():
+                kept.append(int(model))
+        place = {model: at for at, model in enumerate(sorted(kept))}
+        inside = [at for at, pair in enumerate(self.pairs) if place.keys() >= {*map(int, pair)}]
+        return Votes(
+            tuple(self.labels[model] for model in place),
+            np.array([[place[int(model)] for model in self.pairs[at]] for at in inside]),
+            {judge: [ballots[at] for at in inside] for judge, ballots in self.ballots.items()},
+        )
+
     def _table(self, won: Floats, cast: Floats) -> Floats:
         table = np.zeros((len(self.labels), len(self.labels)))
         np.add.at(table, (self.pairs[:, 0], self.pairs[:, 1]), won)
@@ -62,7 +79,7 @@ def read_votes(judges: tuple[str, ...]) -> Votes:
     """The pairs of answers that all of `judges` have voted on.
 
     Raises:
-        DataAbsent: the files are not there.
+        BadInput: the files are not there.
     """
     with gzip.open(data_file("llmfao_responses.jsonl.gz"), "rt", encoding="utf-8") as file:
         names = {row["model_id"]: row["model"] for row in map(json.loads, file)}
