@@ -69,7 +69,7 @@ class Plan:
 FULL = Plan(
     responses=50,
     weights=(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
-    run_weights=(0, 0.1, 0.3, 0.6, 1),
+    run_weights=(0, 0.3, 0.6, 1),
     betas=(0.1, 0.03, 0.01),
     run_betas=(0.1, 0.01),
     seeds=12,
@@ -184,6 +184,7 @@ def runs(plan: Plan, beta: float, out: Path, comparisons: int | None = None) -> 
         contestants(beta, plan.steps),
         queries=plan.payoffs * (1 if comparisons is None else comparisons * plan.responses),
         seeds=plan.run_seeds,
+        tuning_seeds=1,
         draws=0,
         report=False,
         out=out / f"{part}-{beta:g}",

@@ -181,10 +181,11 @@ def summaries(measured: Sequence[Any], names: Sequence[str]) -> Iterator[Row]:
         low, median, high = np.quantile(drawn, (0.025, 0.5, 0.975))
         yield {
             "measure": name,
-            **{key: short(value) for key, value in (("data", data), ("low", low), ("median", median), ("high", high))},
-            "share": short(float(np.mean(np.array(drawn) >= data - 1e-9)))
-            if name not in FLAGS
-            else short(np.mean(drawn)),
+            **{
+                key: short(float(value))
+                for key, value in zip(("data", "low", "median", "high"), (data, low, median, high), strict=True)
+            },
+            "share": short(float(np.mean(drawn if name in FLAGS else np.array(drawn) >= data - 1e-9))),
         }
 
 
