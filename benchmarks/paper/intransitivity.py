@@ -6,9 +6,10 @@ the two are made for, free of steps and budgets: the equilibrium, and the policy
 offline DPO, on pairs from the reference, as a third. "exact" and "sampled" are runs by `nz.compare` at equal budgets of
 queries, hyperparameters tuned on seeds of their own.
 
-Columns of results.csv: part, beta, weight, seed, solver; gap, the regularised duality gap; exploited, what the best
-response of all wins over it beyond 1/2; kl to the reference; over_dpo, its plain win rate over Online DPO at the same
-beta; over_equal and over_offline, the same over either DPO at equal KL ("target" only).
+Columns of results.csv: part, beta, weight, seed, solver; dpo_beta, DPO's own ("target" only); gap, the regularised
+duality gap; exploited, what the best response of all wins over it beyond 1/2; kl to the reference; over_dpo, its plain
+win rate over Online DPO at the same beta; over_equal and over_offline, the same over either DPO at equal KL ("target"
+only).
 """
 
 from __future__ import annotations
@@ -79,13 +80,13 @@ FULL = Plan(
 )
 QUICK = Plan(
     responses=8,
-    weights=(0, 0.5, 1),
-    run_weights=(0, 0.5),
+    weights=(0, 0.5),
+    run_weights=(0.5,),
     betas=(0.1, 0.03),
     run_betas=(0.1,),
     seeds=2,
     run_seeds=2,
-    payoffs=30,
+    payoffs=20,
     steps=(0.5, 2.0),
 )
 
@@ -117,18 +118,19 @@ def targets(plan: Plan) -> Iterator[Row]:
             equal = at_distance(matrix, reference, far)
             offline = at_distance(matrix, reference, far, online=False)
             found = {
-                NASH: best,
-                DPO: rest.log_probs,
-                EQUAL: equal.log_probs,
-                OFFLINE: offline.log_probs,
+                NASH: (best, ""),
+                DPO: (rest.log_probs, beta),
+                EQUAL: (equal.log_probs, equal.beta),
+                OFFLINE: (offline.log_probs, offline.beta),
             }
-            for solver, policy in found.items():
+            for solver, (policy, own_beta) in found.items():
                 yield {
                     "part": "target",
                     "beta": beta,
                     "weight": float(weight),
                     "seed": seed,
                     "solver": solver,
+                    "dpo_beta": own_beta,
                     **measured(matrix, reference, beta, policy),
                     "over_dpo": wins(matrix, policy, rest.log_probs),
                     "over_equal": wins(matrix, policy, equal.log_probs),
@@ -199,6 +201,7 @@ def runs(plan: Plan, beta: float, out: Path, comparisons: int | None = None) -> 
                 "weight": float(label),
                 "seed": seed,
                 "solver": solver,
+                "dpo_beta": "",
                 **measured(matrix, reference, beta, policy),
                 "over_dpo": wins(matrix, policy, policies[DPO]),
                 "over_equal": "",
@@ -260,10 +263,20 @@ def _targets(rows: list[Row]) -> dict[str, Any]:
             **{f"exploited more: {solver}": difference(by[solver], by[NASH], "exploited") for solver in RIVALS},
             **{f"duality gap: {solver}": mean_interval(column(by[solver], "gap")) for solver in RIVALS},
             **{f"KL: {solver}": mean_interval(column(by[solver], "kl")) for solver in (NASH, *RIVALS)},
+            "beta at equal KL over beta": mean_interval([row["dpo_beta"] / row["beta"] for row in by[EQUAL]]),
         }
     verdicts = {f"{name}, from weight": first_from(weights, name) for name in WINS}
     exploited = [f"exploited more: {solver}" for solver in RIVALS]
-    return {**verdicts, **{f"{name}, from weight": first_from(weights, name) for name in exploited}, "weights": weights}
+    verdicts |= {f"{name}, from weight": first_from(weights, name) for name in exploited}
+    return {**verdicts, "weights": told(weights)}
+
+
+def told(weights: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Means with their intervals, in words."""
+    return {
+        weight: {name: f"{one['mean']:g} [{one['low']:g}, {one['high']:g}]" for name, one in found.items()}
+        for weight, found in weights.items()
+    }
 
 
 def beyond_half(rows: Sequence[Row], name: str) -> dict[str, float | None]:
@@ -302,7 +315,9 @@ def _runs(rows: list[Row]) -> dict[str, Any]:
                 "exploited more: DPO": difference(against, mine, "exploited"),
             }
         names = [*next(iter(weights.values()))]
-        found[solver] = {f"{name}, from weight": first_from(weights, name) for name in names} | {"weights": weights}
+        found[solver] = {f"{name}, from weight": first_from(weights, name) for name in names} | {
+            "weights": told(weights)
+        }
     return found
 
 
