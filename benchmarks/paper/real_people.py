@@ -302,7 +302,7 @@ def draw_winners(rows: list[Row], path: Path) -> None:
     with figure(10.2, 5.4) as drawing:
         axes = drawing.subplots(2, 3)
         for axis, name in zip(axes.flat, SHOWN, strict=True):
-            shown = where(rows, kind="response", electorate=name, source="votes")
+            shown = where(rows, kind="response", electorate=name, source="votes")[:6]
             for shift, source, alpha in ((-0.18, "votes", 1.0), (0.18, "posterior", 0.45)):
                 found = {row["response"]: row for row in where(rows, kind="response", electorate=name, source=source)}
                 for at, row in enumerate(shown):

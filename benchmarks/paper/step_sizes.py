@@ -3,13 +3,14 @@
 Theory says eta = 2 beta, practice uses eta = 0.1. All of (beta, eta, kappa, learning rate) is run on tables, in three
 forms: "exact" (two improvements by formula a step), "gradient" (the same two, each by `inner` gradient steps on softmax
 logits) and "practical" (one gradient step a query against itself, held at a moving average, kappa). What counts is the
-queries after which the duality gap stays below 1e-5 of what it was at the reference. Rules are made on one set of games
+queries after which the duality gap stays below a share of what it was at the reference (`SHARES`). Rules are made on one set of games
 ("made": random and of low rank) and tried on others ("tried": cycles, Bradley-Terry with a cycle, real votes and
 elections where their files are).
 
 Rows of results.csv by `kind`: "grid" is a setting over a set of games: `c` = eta / beta, `rate` the learning rate over
-Y, `reached` the share of games where it got there, `slower` the mean log2 of its queries over those of the best setting
-of the same game, beta and form (twice the limit where it never got there). "rule" is a rule on one game.
+Y, `solved` the games where some setting got there, `reached` the share of them where this one did, `slower` the mean
+over them of log2 of its queries over the best setting's (twice the limit where it never got there). "rule" is a rule on
+one game; of a game where no setting got there nothing is said.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from nlhf_zoo.games import bradley_terry_cyclic, cyclic, low_rank, random
 
 Floats = NDArray[np.float64]
 
-SHARE = 1e-5
+SHARES = {"exact": 1e-5, "gradient": 1e-3, "practical": 1e-3}
+"""The goal: this share of the reference's duality gap. Plain gradients are slow on rare responses, and get less."""
 FREE = 1e6
 """As c: an anchor too weak to be felt."""
 REAL = ("llmfao_human", "llmfao_gpt4", "preflib_ers_16", "preflib_ers_68", "preflib_glasgow_govan_2007")
@@ -61,8 +63,8 @@ class Plan:
     real: Sequence[str]
 
 
-RATES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-ANCHORS = (1.0, 2.0, 4.0, 16.0, 64.0, 256.0, FREE)
+RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+ANCHORS = (1.0, 2.0, 4.0, 16.0, 64.0, FREE)
 FULL = Plan(
     responses=30,
     seeds=3,
@@ -74,9 +76,9 @@ FULL = Plan(
     keys={
         "exact": [Key(c=2 ** (k / 2)) for k in range(-2, 23)],
         "gradient": [Key(c=c, rate=rate, inner=n) for n in (1, 4) for c in ANCHORS for rate in RATES],
-        "practical": [Key(*key) for key in itertools.product(ANCHORS, (1.0, 0.3, 0.1, 0.03, 0.01), RATES)],
+        "practical": [Key(*key) for key in itertools.product(ANCHORS, (0.3, 0.1, 0.03, 0.01), RATES)],
     },
-    most={"exact": 4000, "gradient": 2000, "practical": 1500},
+    most={"exact": 4000, "gradient": 1500, "practical": 1500},
     real=REAL,
 )
 QUICK = Plan(
@@ -124,7 +126,7 @@ def run(out: Path, quick: bool) -> None:
 
 
 COLUMNS = (
-    *("kind", "form", "set", "game", "beta", "c", "kappa", "rate", "inner", "reached", "slower"),
+    *("kind", "form", "set", "game", "beta", "c", "kappa", "rate", "inner", "solved", "reached", "slower"),
     *("rule", "setting", "queries", "best"),
 )
 
@@ -173,7 +175,7 @@ def searched(plan: Plan, form: str, cases: Sequence[Case]) -> Found:
     found: dict[tuple[str, float, Key], float] = {}
     for case, inner in itertools.product(cases, sorted({key.inner for key in plan.keys[form]})):
         points = [(beta, key) for beta in plan.betas[form] for key in plan.keys[form] if key.inner == inner]
-        queries = race(form, case.matrix, case.log_reference, settings(points), plan.most[form], SHARE)
+        queries = race(form, case.matrix, case.log_reference, settings(points), plan.most[form], SHARES[form])
         found |= {(case.name, *point): float(value) for point, value in zip(points, queries, strict=True)}
     return found
 
@@ -189,13 +191,13 @@ def best(found: Found, name: str, beta: float) -> float:
 
 def slower(queries: float, fastest: float, most: int) -> float:
     """log2 of the ratio; who never got there counts as twice the limit."""
-    return math.log2(min(queries, 2 * most) / min(fastest, 2 * most))
+    return math.log2(min(queries, 2 * most) / fastest)
 
 
 def grid_rows(plan: Plan, form: str, cases: Sequence[Case], found: Found) -> Iterator[Row]:
     fastest = {(case.name, beta): best(found, case.name, beta) for case in cases for beta in plan.betas[form]}
     for of, beta, key in itertools.product(("made", "tried"), plan.betas[form], plan.keys[form]):
-        names = [case.name for case in cases if case.of == of]
+        names = [case.name for case in cases if case.of == of and math.isfinite(fastest[case.name, beta])]
         queries = [found[name, beta, key] for name in names]
         lost = [slower(q, fastest[name, beta], plan.most[form]) for q, name in zip(queries, names, strict=True)]
         yield {
@@ -204,8 +206,9 @@ def grid_rows(plan: Plan, form: str, cases: Sequence[Case], found: Found) -> Ite
             "set": of,
             "beta": beta,
             **attrs.asdict(key),
-            "reached": float(np.mean(np.isfinite(queries))),
-            "slower": float(f"{np.mean(lost):.4g}"),
+            "solved": len(names),
+            "reached": float(np.mean(np.isfinite(queries))) if names else "",
+            "slower": float(f"{np.mean(lost):.4g}") if names else "",
         }
 
 
@@ -215,6 +218,8 @@ def grid_rows(plan: Plan, form: str, cases: Sequence[Case], found: Found) -> Ite
 def rule_rows(plan: Plan, form: str, cases: Sequence[Case], found: Found) -> Iterator[Row]:
     for case, beta in itertools.product(cases, plan.betas[form]):
         fastest = best(found, case.name, beta)
+        if not math.isfinite(fastest):
+            continue
         for rule, (setting, queries) in ruled(plan, form, cases, found, case, beta).items():
             yield {
                 "kind": "rule",
@@ -225,7 +230,7 @@ def rule_rows(plan: Plan, form: str, cases: Sequence[Case], found: Found) -> Ite
                 "rule": rule,
                 "setting": setting,
                 "queries": queries if math.isfinite(queries) else "",
-                "best": fastest if math.isfinite(fastest) else "",
+                "best": fastest,
                 "slower": float(f"{slower(queries, fastest, plan.most[form]):.4g}"),
             }
 
@@ -253,7 +258,9 @@ def ruled(
             ("practice, eta = 0.1", 0.1 / beta),
             ("from the game's rotation", by_rotation(case, beta)),
         ):
-            queries = race(form, case.matrix, case.log_reference, settings([(beta, Key(c))]), plan.most[form], SHARE)
+            queries = race(
+                form, case.matrix, case.log_reference, settings([(beta, Key(c))]), plan.most[form], SHARES[form]
+            )
             answers[rule] = (f"c={c:.3g}", float(queries[0]))
         answers["adaptive_nash_mp"] = ("", adapted(case, beta, plan.most[form]))
     else:
@@ -268,10 +275,12 @@ def ruled(
 def chosen(plan: Plan, form: str, cases: Sequence[Case], found: Found, keys: Sequence[Key], at: Any) -> Key:
     """The setting of a family that loses least on the games that rules are made from."""
     made = [(case.name, beta) for case in cases if case.of == "made" for beta in plan.betas[form]]
-    fastest = {cell: best(found, *cell) for cell in made}
+    fastest = {cell: queries for cell in made if math.isfinite(queries := best(found, *cell))}
 
     def lost(key: Key) -> float:
-        cells = [slower(found[name, beta, at(key, beta)], fastest[name, beta], plan.most[form]) for name, beta in made]
+        cells = [
+            slower(found[name, beta, at(key, beta)], fastest[name, beta], plan.most[form]) for name, beta in fastest
+        ]
         return float(np.mean(cells))
 
     return min(keys, key=lost)
@@ -299,7 +308,7 @@ def by_rotation(case: Case, beta: float) -> float:
 def adapted(case: Case, beta: float, most: int) -> float:
     reference = nz.TabularPolicy(torch.from_numpy(case.log_reference))
     game = nz.Game(nz.MatrixOracle(case.matrix), beta=beta, reference=reference)
-    goal = SHARE * float(nz.solve(game, "nash_mp", steps=0).history[0]["duality_gap"])
+    goal = SHARES["exact"] * float(nz.solve(game, "nash_mp", steps=0).history[0]["duality_gap"])
     done = nz.solve(game, "adaptive_nash_mp", queries=most, tol=goal)
     return float(done.queries.total) if done.converged else math.inf
 
@@ -322,10 +331,14 @@ def where(rows: Sequence[Row], **fixed: Any) -> list[Row]:
 def _landscape(rows: list[Row]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for of, beta in itertools.product(("made", "tried"), dict.fromkeys(row["beta"] for row in rows)):
-        mine = where(rows, set=of, beta=beta)
+        mine = [row for row in where(rows, set=of, beta=beta) if row["solved"] > 0]
+        if not mine:
+            found.setdefault(of, {})[f"beta {beta:g}"] = {"games": 0}
+            continue
         everywhere = [row["c"] for row in mine if row["reached"] == 1]
         fastest = min(mine, key=lambda row: row["slower"])
         found.setdefault(of, {})[f"beta {beta:g}"] = {
+            "games": mine[0]["solved"],
             "largest c that got there in every game": max(everywhere, default=None),
             "settings that got there in every game": float(f"{len(everywhere) / len(mine):.3g}"),
             "fastest": {name: fastest[name] for name in ("c", "kappa", "rate", "inner", "reached", "slower")},
@@ -367,7 +380,7 @@ def draw_exact(rows: list[Row], path: Path) -> None:
         for axis, of in zip(axes, ("made", "tried"), strict=True):
             mine = where(rows, kind="grid", form="exact", set=of)
             betas, cs = axis_values(mine, "beta"), axis_values(mine, "c")
-            shown = [[where(mine, beta=beta, c=c)[0]["slower"] for c in cs] for beta in betas]
+            shown = [[shade(where(mine, beta=beta, c=c)) for c in cs] for beta in betas]
             image = heat(axis, shown, cs, betas)
             axis.set(xlabel="c = η / β", ylabel="β", title=f"exact form, games that rules were {of} on")
             at = range(len(betas))
@@ -375,7 +388,7 @@ def draw_exact(rows: list[Row], path: Path) -> None:
             axis.plot([place(cs, 0.1 / beta) for beta in betas], at, "w-", label="practice, η = 0.1")
             for row, beta in enumerate(betas):
                 for column, c in enumerate(cs):
-                    if where(mine, beta=beta, c=c)[0]["reached"] < 1:
+                    if where(mine, beta=beta, c=c)[0]["reached"] != 1:
                         axis.plot(column, row, "x", color="#c2410c", markersize=3)
             axis.legend(fontsize=6, labelcolor="white", loc="upper right")
         assert image is not None
@@ -392,10 +405,7 @@ def draw_practical(rows: list[Row], path: Path) -> None:
         for column, beta in enumerate(betas):
             for axis, name in zip(axes[:, column], ("kappa", "rate"), strict=True):
                 values = axis_values(mine, name)
-                shown = [
-                    [min(row["slower"] for row in where(mine, beta=beta, c=c, **{name: value})) for c in cs]
-                    for value in values
-                ]
+                shown = [[shade(where(mine, beta=beta, c=c, **{name: value})) for c in cs] for value in values]
                 image = heat(axis, shown, cs, values)
                 axis.set(ylabel="κ, best rate" if name == "kappa" else "learning rate / Y, best κ")
             axes[0][column].set_title(f"practical form, β = {beta:g}")
@@ -431,6 +441,11 @@ def axis_values(rows: Sequence[Row], name: str) -> list[float]:
 def place(values: Sequence[float], wanted: float) -> float:
     """Where on an axis of growing values this one lies, in steps."""
     return float(np.interp(math.log(wanted), np.log(values), range(len(values))))
+
+
+def shade(rows: Sequence[Row]) -> float:
+    """The best of these settings; nothing where no setting got there."""
+    return min((row["slower"] for row in rows if row["slower"] != ""), default=math.nan)
 
 
 def heat(axis: Any, shown: Any, columns: Sequence[float], lines: Sequence[float]) -> Any:
