@@ -3,9 +3,9 @@
 Theory says eta = 2 beta, practice uses eta = 0.1. All of (beta, eta, kappa, learning rate) is run on tables, in three
 forms: "exact" (two improvements by formula a step), "gradient" (the same two, each by `inner` gradient steps on softmax
 logits) and "practical" (one gradient step a query against itself, held at a moving average, kappa). What counts is the
-queries after which the duality gap stays below a share of what it was at the reference (`SHARES`). Rules are made on one set of games
-("made": random and of low rank) and tried on others ("tried": cycles, Bradley-Terry with a cycle, real votes and
-elections where their files are).
+queries after which the duality gap stays below a share of what it was at the reference (`SHARES`). Rules are made on
+one set of games ("made": random and of low rank) and tried on others ("tried": cycles, Bradley-Terry with a cycle, real
+votes and elections where their files are).
 
 Rows of results.csv by `kind`: "grid" is a setting over a set of games: `c` = eta / beta, `rate` the learning rate over
 Y, `solved` the games where some setting got there, `reached` the share of them where this one did, `slower` the mean
