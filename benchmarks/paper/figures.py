@@ -33,10 +33,13 @@ def figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of less than `LARGEST` bytes: at 160 dots an inch, or fewer where that is too large."""
+    """Write a PNG of 128 colours, less than `LARGEST` bytes: at 160 dots an inch, or fewer where that is too large."""
+    from PIL import Image
+
     for dpi in (160, 130, 100, 80):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=dpi)
+        drawn, buffer = io.BytesIO(), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi)
+        Image.open(drawn).convert("RGB").quantize(128).save(buffer, format="png", optimize=True)
         if buffer.tell() < LARGEST:
             write_bytes(path, buffer.getvalue())
             return

@@ -8,8 +8,8 @@ queries, hyperparameters tuned on seeds of their own.
 
 Columns of results.csv: part, beta, weight, seed, solver; dpo_beta, DPO's own ("target" only); gap, the regularised
 duality gap; exploited, what the best response of all wins over it beyond 1/2; kl to the reference; over_dpo, its plain
-win rate over Online DPO at the same beta; over_equal and over_offline, the same over either DPO at equal KL ("target"
-only).
+win rate over Online DPO at the same beta, less 1/2; over_equal and over_offline, the same over either DPO at equal KL
+("target" only).
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def kl(log_p: Floats, log_q: Floats) -> float:
 
 
 def wins(matrix: Floats, first: Floats, second: Floats) -> float:
-    return float(np.exp(first) @ matrix @ np.exp(second))
+    """By how much the first policy's win rate over the second exceeds 1/2."""
+    return float(np.exp(first) @ (matrix - 0.5) @ np.exp(second))
 
 
 def measured(matrix: Floats, reference: Floats, beta: float, policy: Floats) -> Row:
@@ -259,7 +260,7 @@ def _targets(rows: list[Row]) -> dict[str, Any]:
     for weight, part in grouped(rows, "weight"):
         by = dict(grouped(part, "solver"))
         weights[f"{weight:g}"] = {
-            **{name: beyond_half(by[NASH], over) for name, over in WINS.items()},
+            **{name: mean_interval(column(by[NASH], over)) for name, over in WINS.items()},
             **{f"exploited more: {solver}": difference(by[solver], by[NASH], "exploited") for solver in RIVALS},
             **{f"duality gap: {solver}": mean_interval(column(by[solver], "gap")) for solver in RIVALS},
             **{f"KL: {solver}": mean_interval(column(by[solver], "kl")) for solver in (NASH, *RIVALS)},
@@ -279,11 +280,6 @@ def told(weights: dict[str, Any]) -> dict[str, dict[str, str]]:
     }
 
 
-def beyond_half(rows: Sequence[Row], name: str) -> dict[str, float | None]:
-    """By how much a win rate exceeds 1/2."""
-    return mean_interval([value - 0.5 for value in column(rows, name)])
-
-
 def difference(first: Sequence[Row], second: Sequence[Row], name: str) -> dict[str, float | None]:
     """The mean of first - second over the same seeds."""
     pairs = zip(column(first, name), column(second, name), strict=True)
@@ -294,7 +290,7 @@ def first_from(weights: dict[str, Any], name: str) -> float | None:
     """The smallest weight from which on, up to the largest, the interval lies above 0; none where it never does."""
     found = None
     for weight in reversed(weights):
-        if not weights[weight][name]["low"] > 1e-9:  # the rounding of what is equal by symmetry
+        if not weights[weight][name]["low"] > 1e-10:  # the rounding of fixed points, and of what is equal
             break
         found = float(weight)
     return found
@@ -311,7 +307,7 @@ def _runs(rows: list[Row]) -> dict[str, Any]:
             against = [rival[weight, row["seed"]] for row in mine]
             weights[f"{weight:g}"] = {
                 "decades of gap below DPO": decades(mine, against),
-                "wins over DPO": beyond_half(mine, "over_dpo"),
+                "wins over DPO": mean_interval(column(mine, "over_dpo")),
                 "exploited more: DPO": difference(against, mine, "exploited"),
             }
         names = [*next(iter(weights.values()))]
@@ -338,12 +334,9 @@ TARGET_COLOURS = ("#0067a6", "#c2410c", "#00805e", "#a8508a")
 STYLES = {NASH: "-", DPO: ":", EQUAL: "--", OFFLINE: "-."}
 
 
-def band(axes: Any, rows: Sequence[Row], name: str, less: float = 0.0, **drawn: Any) -> None:
-    """Mean over seeds, less a constant, and its interval against the weight."""
-    found = [
-        (weight, mean_interval([value - less for value in column(part, name)]))
-        for weight, part in grouped(rows, "weight")
-    ]
+def band(axes: Any, rows: Sequence[Row], name: str, **drawn: Any) -> None:
+    """Mean over seeds and its interval against the weight."""
+    found = [(weight, mean_interval(column(part, name))) for weight, part in grouped(rows, "weight")]
     weights = [weight for weight, _ in found]
     axes.plot(weights, [one["mean"] for _, one in found], **drawn)
     low, high = ([one[end] for _, one in found] for end in ("low", "high"))
@@ -358,11 +351,11 @@ def draw_targets(rows: list[Row], path: Path) -> None:
         for beta, part in betas:
             by = dict(grouped(part, "solver"))
             for axis, over in zip(axes[0], WINS.values(), strict=True):
-                band(axis, by[NASH], over, 0.5, color=shades[beta], label=f"β = {beta:g}")
+                band(axis, by[NASH], over, color=shades[beta], label=f"β = {beta:g}")
         for axis, name in zip(axes[0], WINS, strict=True):
             axis.axhline(0, color="black", linewidth=0.7)
-            axis.set(title=f"equilibrium {name}")
-        axes[0][0].set_ylabel("win rate beyond 1/2")
+            axis.set(title=name.removeprefix("wins "))
+        axes[0][0].set_ylabel("equilibrium's win rate beyond 1/2")
         axes[0][0].legend()
         for axis, (beta, part) in zip(axes[1], betas, strict=False):
             for (solver, mine), colour in zip(grouped(part, "solver"), TARGET_COLOURS, strict=True):
@@ -383,7 +376,7 @@ def draw_runs(rows: list[Row], path: Path) -> None:
                 logs = [{**row, "gap": np.log10(max(row["gap"], 1e-14))} for row in mine]
                 band(axes[0][at], logs, "gap", **look)
                 if solver != DPO:
-                    band(axes[1][at], mine, "over_dpo", 0.5, **look)
+                    band(axes[1][at], mine, "over_dpo", **look)
             axes[0][at].set(title=f"{kind} payoffs, β = {beta:g}", ylabel="log10 duality gap" if at == 0 else "")
             axes[1][at].axhline(0, color="black", linewidth=0.7)
             axes[1][at].set(xlabel="weight of the cycle", ylabel="wins over Online DPO, beyond 1/2" if at == 0 else "")
