@@ -63,7 +63,7 @@ Measured = dict[str, float]
 
 
 def run(out: Path, quick: bool) -> None:
-    votes, draws = read_votes(JUDGES), 4 if quick else 150
+    votes, draws = read_votes(JUDGES), 2 if quick else 150
     ward = read_matrix(data_file("pref_preflib_glasgow_govan_2007.csv.gz"))
     assert ward.wins is not None
     assert ward.labels is not None
