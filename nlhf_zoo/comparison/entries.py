@@ -15,7 +15,23 @@ import attrs
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["GameEntry", "SolverEntry", "game_entries", "grid_points", "label_of", "solver_entries"]
+__all__ = [
+    "TRAINED_HOW",
+    "GameEntry",
+    "SolverEntry",
+    "divided",
+    "game_entries",
+    "grid_points",
+    "label_of",
+    "solver_entries",
+]
+
+TRAINED_HOW = (
+    *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("batch_size", "accumulate", "num_samples", "inner_steps"),
+)
+"""Options of `nlhf-zoo train` that a contestant may set for itself, as `train.NAME`: none of them changes the game."""
+_PREFIX = "train."
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +73,11 @@ class GameEntry:
 
 @attrs.frozen(kw_only=True)
 class SolverEntry:
-    """One solver of a comparison: `points` are the hyperparameters to choose from, or the only ones."""
+    """One solver of a comparison.
+
+    Attributes:
+        points: the hyperparameters to choose from, or the only ones; `train.NAME` are options of its training.
+    """
 
     name: str
     label: str
@@ -82,6 +102,21 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A point's hyperparameters of the solver, and its options of `nlhf-zoo train` without their prefix.
+
+    Raises:
+        BadInput: an option that is not the contestant's to set.
+    """
+    solver = {key: value for key, value in options.items() if not key.startswith(_PREFIX)}
+    train = {key.removeprefix(_PREFIX): value for key, value in options.items() if key.startswith(_PREFIX)}
+    for key in train:
+        if key not in TRAINED_HOW:
+            allowed = ", ".join(_PREFIX + name for name in TRAINED_HOW)
+            raise BadInput(f"a solver cannot set {_PREFIX}{key}, which is the game's; it can set {allowed}")
+    return solver, train
+
+
 def solver_entries(config: CompareConfig) -> tuple[SolverEntry, ...]:
     """The contestants, hyperparameters checked.
 
@@ -99,7 +134,7 @@ def solver_entries(config: CompareConfig) -> tuple[SolverEntry, ...]:
         if not points:
             raise BadInput(f"solver {name}: a grid without a value; give {', '.join(options)} at least one")
         for point in points:
-            configure(name, **point)
+            configure(name, **divided(point)[0])
         fixed = {key: value for key, value in options.items() if not isinstance(value, list | tuple)}
         if len(points) == 1:
             entries.append(SolverEntry(name=name, label=given.get("label") or label_of(name, points[0]), points=points))
