@@ -33,10 +33,10 @@ from benchmarks.paper.throw_games import BETA, QUICK, Played, Scale, Trained, Wo
 from benchmarks.paper.throws import Judge
 
 SOLVERS = ("nash_mp", "nash_md", "online_dpo", "online_ipo", "egpo", "sppo")
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2)
 KAPPAS = (0.5, 0.1, 0.01, 0.001)
 WEIGHTS = (0.0, 0.5, 1.0)
-NASH, RIVAL = ("nash_mp", "nash_md"), "online_dpo"
+NASH, RIVAL = ("nash_mp",), "online_dpo"
 FINAL = ("gap", "exploited", "kl", "win_rate")
 _STUDENT = {1: math.inf, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Number of seeds -> half the width of the 95 % interval of a mean, in its standard errors."""
@@ -44,19 +44,21 @@ _STUDENT = {1: math.inf, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2
 
 def run(out: Path, quick: bool) -> None:
     workshop = Workshop.made(out / "runs", QUICK if quick else Scale())
-    measures = workshop.listed()
-    grid = [_entry(name, {"train.learning_rate": list(RATES[:2] if quick else RATES)}) for name in SOLVERS]
+    measures = workshop.measures
+    few = slice(2) if quick else slice(None)
+    solvers = ("nash_mp", "nash_md", RIVAL) if quick else SOLVERS
+    grid = [_entry(name, {"train.learning_rate": list(RATES[few])}) for name in solvers]
     contest = play(workshop, [0.5], grid)
     chosen = contest.choices()
-    sweep = play(workshop, [0.5], [_entry("nash_mp", chosen["nash_mp"] | {"kappa": kappa}) for kappa in KAPPAS])
-    weighed = play(workshop, WEIGHTS, [_entry(name, chosen[name]) for name in (*NASH, RIVAL)])
+    weighed = play(workshop, WEIGHTS[few], [_entry(name, chosen[name]) for name in (*NASH, RIVAL)])
+    sweep = play(workshop, [0.5], [_entry("nash_mp", chosen["nash_mp"] | {"kappa": kappa}) for kappa in KAPPAS[few]])
     found = [
         *_tuning(contest, measures),
         *_part("solvers", contest.runs, measures),
         *_tournament(contest, measures),
         *_part("kappa", sweep.runs, measures),
         *_part("weights", weighed.runs, measures),
-        *_marks(measures),
+        *_marks(measures, WEIGHTS[few]),
     ]
     rows = write_rows(out / "results.csv", found)
     write_verdict(out / "verdict.json", verdict(rows))
@@ -116,9 +118,9 @@ def _tournament(contest: Played, measures: Listed) -> Iterator[Row]:
             yield _row("tournament", one.weight, one.name, f"inside, {other.name} {other.seed}", inside, one.seed)
 
 
-def _marks(measures: Listed) -> Iterator[Row]:
+def _marks(measures: Listed, weights: Sequence[float]) -> Iterator[Row]:
     """The two ends of the way: the reference, and the equilibrium."""
-    for weight in WEIGHTS:
+    for weight in weights:
         judge = Judge(weight)
         ends = {"reference": measures.reference, "equilibrium": measures.equilibrium(judge, BETA)}
         for name, table in ends.items():
@@ -149,7 +151,7 @@ def verdict(rows: list[Row]) -> dict[str, Any]:
                     name: over[RIVAL] for name, over in _against(rows, "weights", weight).items() if name != RIVAL
                 },
             }
-            for weight in WEIGHTS
+            for weight in _weights(rows)
         },
         "marks": {
             f"{row['solver']} {row['weight']:g} {row['metric']}": row["value"] for row in rows if row["part"] == "marks"
@@ -167,6 +169,10 @@ def _mean(values: Sequence[float]) -> dict[str, float | None]:
 
 def _names(rows: Sequence[Row], part: str) -> list[str]:
     return list(dict.fromkeys(row["solver"] for row in rows if row["part"] == part))
+
+
+def _weights(rows: Sequence[Row]) -> list[float]:
+    return sorted({row["weight"] for row in rows if row["part"] == "weights"})
 
 
 def _values(rows: Sequence[Row], part: str, weight: float, name: str, metric: str) -> list[float]:
@@ -242,7 +248,7 @@ def _draw_solvers(rows: list[Row], path: Path) -> None:
             gaps.plot(values, [at] * len(values), "o", color="C0", markersize=4)
         gaps.set_yticks(range(len(names)), names)
         gaps.set_ylim(len(names) - 0.5, -0.5)
-        gaps.set_xscale("log")
+        gaps.set_xlim(left=0)
         gaps.set_title("duality gap at the end, each seed")
         save(drawn, path)
 
@@ -265,8 +271,9 @@ def _draw_kappa(rows: list[Row], path: Path) -> None:
         way.set_xlabel("gradient steps")
         way.set_title("win rate against the reference, sampled:\nmean and range of the seeds")
         way.legend()
-        gaps.set_xticks(range(len(KAPPAS)), [f"κ={kappa:g}" for kappa in KAPPAS])
-        gaps.set_yscale("log")
+        names = _names(rows, "kappa")
+        gaps.set_xticks(range(len(names)), [name.replace("kappa", "κ") for name in names])
+        gaps.set_ylim(bottom=0)
         gaps.set_title("duality gap at the end, each seed")
         save(drawn, path)
 
@@ -276,7 +283,7 @@ def _draw_weights(rows: list[Row], path: Path) -> None:
         over, gaps = drawn.subplots(1, 2)
         for at, name in enumerate((*NASH, RIVAL)):
             shift = 0.02 * (at - 1)
-            for weight in WEIGHTS:
+            for weight in _weights(rows):
                 values = _values(rows, "weights", weight, name, "gap")
                 gaps.plot([weight + shift] * len(values), values, "o", color=f"C{at}", markersize=4)
                 rates = _values(rows, "weights", weight, name, f"over {RIVAL}")
@@ -285,7 +292,7 @@ def _draw_weights(rows: list[Row], path: Path) -> None:
         over.axhline(0.5, color="grey", linewidth=0.8)
         over.set_xlabel("weight of the cycle")
         over.set_title(f"win rate over {RIVAL}, each seed")
-        gaps.set_yscale("log")
+        gaps.set_ylim(bottom=0)
         gaps.set_xlabel("weight of the cycle")
         gaps.set_title("duality gap at the end, each seed")
         gaps.legend()

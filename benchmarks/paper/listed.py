@@ -7,6 +7,7 @@ response or fewer a prompt. Payoffs are computed between kinds, distances and be
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Listed:
     responses: Any
     reference: Tensor
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019  # lives as long as a study
     def table(self, folder: Path) -> Tensor:
         """(B, Y) log-probabilities of the model in `folder`, float64."""
         return _table(_policy(folder), self.responses)
@@ -134,5 +136,18 @@ def _policy(folder: Path) -> Any:
 
 @torch.no_grad()
 def _table(policy: Any, responses: Any) -> Tensor:
-    rows = [policy.log_prob([prompt], responses)[0].double() for prompt in split_prompts()[1]]
-    return torch.stack(rows).log_softmax(-1)
+    """`policy.log_prob` of all responses: since they are all there are, one pass over their beginnings tells it."""
+    tokens, mask = responses.tokens[0], responses.mask[0]
+    going_on = [token for token in range(len(policy.tokenizer)) if token != policy.tokenizer.eos_token_id]
+    begun = torch.tensor([*itertools.product(going_on, repeat=RESPONSE_TOKENS - 1)])
+    digit = torch.zeros(len(policy.tokenizer), dtype=torch.int64)
+    digit[going_on] = torch.arange(len(going_on))
+    # What stands behind a response's last token does not matter, so that any beginning will do there.
+    scale = len(going_on) ** torch.arange(RESPONSE_TOKENS - 2, -1, -1)
+    row = (digit[tokens[:, :-1]] * mask[:, :-1] * scale).sum(-1)
+    tables = []
+    for prompt in policy.encode(split_prompts()[1]).tokens:
+        logits = policy.network(torch.cat([prompt.expand(len(begun), -1), begun], dim=1)).logits
+        after = logits[:, -RESPONSE_TOKENS:].double().log_softmax(-1)
+        tables.append((after[row].gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * mask).sum(-1))
+    return torch.stack(tables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ class Scale:
     """
 
     fit_steps: int = 150
-    steps: int = 80
+    steps: int = 50
     prompts: int = 24
     samples: int = 4
     seeds: int = 3
@@ -49,13 +50,13 @@ class Scale:
     @property
     def every(self) -> int:
         """Steps between two evaluations."""
-        return max(1, self.steps // 10)
+        return max(1, self.steps // 5)
 
 
 QUICK = Scale(fit_steps=30, steps=4, prompts=4, seeds=1)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Workshop:
     """The reference and the prompts of a study, on disk; one reference for all."""
 
@@ -73,7 +74,8 @@ class Workshop:
             (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         return cls(folder, scale)
 
-    def listed(self) -> Listed:
+    @functools.cached_property
+    def measures(self) -> Listed:
         return listed(self.folder / "reference")
 
     def game(self, weight: float) -> dict[str, Any]:
@@ -161,10 +163,9 @@ def play(workshop: Workshop, weights: Sequence[float], solvers: Sequence[Any]) -
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in comparison.results().to_pylist():
         rows.setdefault((row["role"], row["cell"]), []).append(row)
-    measures = workshop.listed()
     found: dict[str, list[Trained]] = {"run": [], "tuning": []}
     for (role, cell), mine in rows.items():
-        found[role].append(_trained(mine, measures.table(out / "runs" / cell / "policy")))
+        found[role].append(_trained(mine, workshop.measures.table(out / "runs" / cell / "policy")))
     return Played(out, comparison.summary, found["run"], found["tuning"])
 
 
