@@ -33,7 +33,7 @@ from benchmarks.paper.throw_games import BETA, QUICK, Played, Scale, Trained, Wo
 from benchmarks.paper.throws import Judge
 
 SOLVERS = ("nash_mp", "nash_md", "online_dpo", "online_ipo", "egpo", "sppo")
-RATES = (3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2)
 KAPPAS = (0.5, 0.1, 0.01, 0.001)
 WEIGHTS = (0.0, 0.5, 1.0)
 NASH, RIVAL = ("nash_mp",), "online_dpo"
