@@ -6,6 +6,7 @@ are equal, and each solver's learning rate is chosen on a seed of its own, by th
 
 - "solvers": who is ahead at weight 1/2, each against each;
 - "kappa": Nash-MP's moving average, from a fast to a slow one;
+- "longer": three of them at three times the budget, with the same learning rates;
 - "weights": from which weight of the cycle on Nash solvers beat Online DPO, with the learning rates of "solvers".
 
 nash_prox is not played: with the same kappa its practical form is nash_mp's, bit for bit.
@@ -36,7 +37,8 @@ SOLVERS = ("nash_mp", "nash_md", "online_dpo", "online_ipo", "egpo", "sppo")
 RATES = (1e-3, 3e-3, 1e-2)
 KAPPAS = (0.5, 0.1, 0.01, 0.001)
 WEIGHTS = (0.0, 0.5, 1.0)
-NASH, RIVAL = ("nash_mp",), "online_dpo"
+RIVAL = "online_dpo"
+LONGER, CONTINUED = 3, ("nash_mp", RIVAL, "online_ipo")
 FINAL = ("gap", "exploited", "kl", "win_rate")
 _STUDENT = {1: math.inf, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Number of seeds -> half the width of the 95 % interval of a mean, in its standard errors."""
@@ -50,14 +52,16 @@ def run(out: Path, quick: bool) -> None:
     grid = [_entry(name, {"train.learning_rate": list(RATES[few])}) for name in solvers]
     contest = play(workshop, [0.5], grid)
     chosen = contest.choices()
-    weighed = play(workshop, WEIGHTS[few], [_entry(name, chosen[name]) for name in (*NASH, RIVAL)])
+    weighed = play(workshop, WEIGHTS[few], [_entry(name, chosen[name]) for name in ("nash_mp", RIVAL)])
     sweep = play(workshop, [0.5], [_entry("nash_mp", chosen["nash_mp"] | {"kappa": kappa}) for kappa in KAPPAS[few]])
+    continued = play(workshop.longer(LONGER), [0.5], [_entry(name, chosen[name]) for name in CONTINUED])
     found = [
         *_tuning(contest, measures),
         *_part("solvers", contest.runs, measures),
         *_tournament(contest, measures),
         *_part("kappa", sweep.runs, measures),
         *_part("weights", weighed.runs, measures),
+        *_part("longer", continued.runs, measures),
         *_marks(measures, WEIGHTS[few]),
     ]
     rows = write_rows(out / "results.csv", found)
@@ -144,6 +148,8 @@ def verdict(rows: list[Row]) -> dict[str, Any]:
         "tournament": _shares([row["value"] for row in rows if row["part"] == "tournament"]),
         "kappa": _measured(rows, "kappa", 0.5),
         "kappa_against": _against(rows, "kappa", 0.5),
+        "longer": _measured(rows, "longer", 0.5),
+        "longer_against": _against(rows, "longer", 0.5),
         "weights": {
             f"{weight:g}": {
                 "solvers": _measured(rows, "weights", weight),
@@ -227,6 +233,7 @@ def _shares(inside: Sequence[float]) -> dict[str, float]:
 def draw(rows: list[Row], out: Path) -> None:
     _draw_solvers(rows, out / "solvers.png")
     _draw_kappa(rows, out / "kappa.png")
+    _draw_longer(rows, out / "longer.png")
     _draw_weights(rows, out / "weights.png")
 
 
@@ -254,35 +261,55 @@ def _draw_solvers(rows: list[Row], path: Path) -> None:
 
 
 def _draw_kappa(rows: list[Row], path: Path) -> None:
+    names = _names(rows, "kappa")
     with figure(7.5, 2.8) as drawn:
         way, gaps = drawn.subplots(1, 2)
-        for at, name in enumerate(_names(rows, "kappa")):
-            curves: dict[float, list[float]] = {}
-            for row in rows:
-                if (row["part"], row["solver"], row["metric"]) == ("kappa", name, "win_rate_on_the_way"):
-                    curves.setdefault(row["step"], []).append(row["value"])
-            steps = sorted(curves)
-            way.plot(steps, [np.mean(curves[step]) for step in steps], label=name.replace("kappa", "κ"))
-            way.fill_between(
-                steps, [min(curves[s]) for s in steps], [max(curves[s]) for s in steps], color=f"C{at}", alpha=0.12
-            )
+        _ways(way, rows, "kappa")
+        for at, name in enumerate(names):
             values = _values(rows, "kappa", 0.5, name, "gap")
             gaps.plot([at] * len(values), values, "o", color=f"C{at}", markersize=4)
-        way.set_xlabel("gradient steps")
-        way.set_title("win rate against the reference, sampled:\nmean and range of the seeds")
-        way.legend()
-        names = _names(rows, "kappa")
         gaps.set_xticks(range(len(names)), [name.replace("kappa", "κ") for name in names])
         gaps.set_ylim(bottom=0)
         gaps.set_title("duality gap at the end, each seed")
         save(drawn, path)
 
 
+def _draw_longer(rows: list[Row], path: Path) -> None:
+    names = _names(rows, "longer")
+    with figure(7.5, 2.8) as drawn:
+        way, gaps = drawn.subplots(1, 2)
+        _ways(way, rows, "longer")
+        for at, name in enumerate(names):
+            for place, part in enumerate(("solvers", "longer")):
+                values = _values(rows, part, 0.5, name, "gap")
+                gaps.plot([at + 0.3 * place] * len(values), values, "ox"[place], color=f"C{at}", markersize=4)
+        gaps.set_xticks([at + 0.15 for at in range(len(names))], names)
+        gaps.set_ylim(bottom=0)
+        gaps.set_title(f"duality gap, each seed:\no at the budget, x at {LONGER} times as much")
+        save(drawn, path)
+
+
+def _ways(axes: Any, rows: Sequence[Row], part: str) -> None:
+    """Win rate against the reference over steps, by solver."""
+    for at, name in enumerate(_names(rows, part)):
+        curves: dict[float, list[float]] = {}
+        for row in rows:
+            if (row["part"], row["solver"], row["metric"]) == (part, name, "win_rate_on_the_way"):
+                curves.setdefault(row["step"], []).append(row["value"])
+        steps = sorted(curves)
+        axes.plot(steps, [np.mean(curves[step]) for step in steps], label=name.replace("kappa", "κ"))
+        low, high = ([pick(curves[step]) for step in steps] for pick in (min, max))
+        axes.fill_between(steps, low, high, color=f"C{at}", alpha=0.12)
+    axes.set_xlabel("gradient steps")
+    axes.set_title("win rate against the reference, sampled:\nmean and range of the seeds")
+    axes.legend()
+
+
 def _draw_weights(rows: list[Row], path: Path) -> None:
     with figure(7.5, 2.8) as drawn:
         over, gaps = drawn.subplots(1, 2)
-        for at, name in enumerate((*NASH, RIVAL)):
-            shift = 0.02 * (at - 1)
+        for at, name in enumerate(("nash_mp", RIVAL)):
+            shift = 0.02 * at
             for weight in _weights(rows):
                 values = _values(rows, "weights", weight, name, "gap")
                 gaps.plot([weight + shift] * len(values), values, "o", color=f"C{at}", markersize=4)

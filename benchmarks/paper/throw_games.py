@@ -50,7 +50,7 @@ class Scale:
     @property
     def every(self) -> int:
         """Steps between two evaluations."""
-        return max(1, self.steps // 5)
+        return max(1, min(10, self.steps // 5))
 
 
 QUICK = Scale(fit_steps=30, steps=4, prompts=4, seeds=1)
@@ -73,6 +73,10 @@ class Workshop:
             lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
             (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         return cls(folder, scale)
+
+    def longer(self, times: int) -> Workshop:
+        """The same, at so many times the budget."""
+        return attrs.evolve(self, scale=attrs.evolve(self.scale, steps=times * self.scale.steps))
 
     @functools.cached_property
     def measures(self) -> Listed:
