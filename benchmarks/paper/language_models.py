@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 
 from benchmarks.paper.language_model_figures import draw, tables
 from benchmarks.paper.language_model_verdict import LONGER, RIVAL, verdict
@@ -109,7 +108,7 @@ def _tuning(contest: Played, measures: Listed) -> Iterator[Row]:
 def _tournament(contest: Played, measures: Listed) -> Iterator[Row]:
     """Whether the interval of compare's own tournament, which is sampled, holds the exact win rate."""
     places = {f"{run.label}, seed {run.seed}": run for run in contest.runs}
-    for row in pq.read_table(contest.folder / "win_rates.parquet").to_pylist():
+    for row in contest.win_rates:
         one, other = places.get(row["row"]), places.get(row["column"])
         if one is not None and other is not None and row["row"] < row["column"]:
             exact = measures.win_rate(one.table, other.table, Judge(one.weight))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pyarrow.parquet as pq
 from torch import Tensor
 
 import nlhf_zoo as nz
@@ -37,7 +38,7 @@ class Scale:
     steps: int = 50
     prompts: int = 24
     samples: int = 4
-    seeds: int = 3
+    seeds: int = 5
 
     @property
     def queries(self) -> int:
@@ -133,13 +134,13 @@ class Played:
     """What came of a comparison.
 
     Attributes:
-        folder: the comparison's.
         summary: summary.json.
+        win_rates: rows of win_rates.parquet, the sampled tournament.
         runs, tuning: the reported runs, and those that chose the hyperparameters.
     """
 
-    folder: Path
     summary: Mapping[str, Any]
+    win_rates: Sequence[Mapping[str, Any]]
     runs: Sequence[Trained]
     tuning: Sequence[Trained]
 
@@ -170,7 +171,9 @@ def play(workshop: Workshop, weights: Sequence[float], solvers: Sequence[Any]) -
     found: dict[str, list[Trained]] = {"run": [], "tuning": []}
     for (role, cell), mine in rows.items():
         found[role].append(_trained(mine, workshop.measures.table(out / "runs" / cell / "policy")))
-    return Played(out, comparison.summary, found["run"], found["tuning"])
+    # The next comparison in this folder writes its own over it.
+    win_rates = pq.read_table(out / "win_rates.parquet").to_pylist()
+    return Played(comparison.summary, win_rates, found["run"], found["tuning"])
 
 
 def _trained(rows: Sequence[Mapping[str, Any]], table: Tensor) -> Trained:
