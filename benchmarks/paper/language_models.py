@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from benchmarks.paper.language_model_figures import draw, tables
 from benchmarks.paper.language_model_verdict import LONGER, RIVAL, verdict
 from benchmarks.paper.listed import Listed
