@@ -108,7 +108,7 @@ def examples(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def fit_reference(folder: Path, *, steps: int, seed: int) -> None:
-    """A Llama of 9 thousand parameters or so, fitted to the examples and saved in transformers format."""
+    """A Llama of 14 thousand parameters, fitted to the examples and saved in transformers format."""
     from nlhf_zoo.llm.folders import save_folder
     from nlhf_zoo.llm.small_models import small_llama
     from nlhf_zoo.training.supervised import fit_language_model
