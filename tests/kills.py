@@ -78,7 +78,8 @@ def run_whole(argv: Sequence[str], log: Path) -> int:
 def _started(argv: Sequence[str], log: Path, stage: Stage | None = None, count: int = 0) -> ForkServerProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    process = context.Process(target=_command, args=(list(argv), str(log), stage, count))
+    # The server has the environment of when it began; a run sees that of now.
+    process = context.Process(target=_command, args=(list(argv), str(log), stage, count, dict(os.environ)))
     process.start()
     return process
 
@@ -91,11 +92,12 @@ def _ended(process: ForkServerProcess) -> int:
     return process.exitcode
 
 
-def _command(argv: list[str], log: str, stage: Stage | None, count: int) -> None:
+def _command(argv: list[str], log: str, stage: Stage | None, count: int, environment: dict[str, str]) -> None:
     import torch
 
     from nlhf_zoo.cli.main import main
 
+    os.environ.update(environment)
     torch.set_num_threads(1)
     if stage is not None:
         _lay(stage, count)

@@ -489,6 +489,28 @@ def test_an_edited_solver_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _source(written("class Mine: step = 1\n")) != _source(written("class Mine: step = 22\n"))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"train.beta": 0.1}, "a solver cannot set train.beta, which is the game's; it can set train.learning_rate"),
+        ({"train.learning_rate": -1.0}, "learning_rate must be > 0"),
+        ({"train.num_samples": [2, "x"]}, "solver nash_mp tuned: train:"),
+    ],
+)
+def test_bad_train_options_of_a_solver(options: Any, words: str, tmp_path: Path) -> None:
+    game = {"name": "lm", "train": {"model": "x", "prompts": "y", "oracle": "callable"}}
+    solvers = [{"name": "nash_mp", "options": options}]
+    with pytest.raises(nz.BadInput, match=words):
+        nz.compare(games=[game], solvers=solvers, tokens=10, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_is_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(nz.BadInput, match="is a table, which has no train options"):
+        nz.compare(**settings(solvers=[{"name": "mmd", "options": {"train.batch_size": 3}}]), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(nz.BadInput, match="holds something that is no comparison"):
@@ -624,6 +646,16 @@ def test_language_models(tmp_path: Path) -> None:
     asked |= {"solvers": ["nash_mp"], "queries": 10_000, "tokens": 100, "seeds": 1}
     tokens_first = nz.compare(**asked, out=tmp_path / "t")
     assert 100 <= tokens_first.results().column("tokens").to_pylist()[-1] < 100 + 72
+    tried = {"name": "nash_mp", "options": {"kappa": 0.2, "train.learning_rate": [1e-3, 1e-5]}}
+    tuned = nz.compare(**asked | {"solvers": [tried], "tuning_seeds": 1}, out=tmp_path / "rates")
+    (choice,) = next(iter(tuned.summary["games"].values()))["tuning"].values()
+    assert len(choice["tried"]) == 2
+    rates = set()
+    for path in (tmp_path / "rates" / "runs").glob("*/config.yaml"):
+        ran = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert ran["solver_options"] == {"kappa": 0.2}
+        rates.add((ran["seed"] >= 1_000_000, ran["learning_rate"]))
+    assert rates == {(True, 1e-3), (True, 1e-5), (False, choice["chosen"]["train.learning_rate"])}
 
 
 @pytest.mark.slow

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import random
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from safetensors.torch import load_file
 
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.training.checkpoints import checkpoints_in, newest_checkpoint, step_of
+from tests.judge_server import KEY, MODEL, judge_server
 from tests.kills import KILLED, STAGES, kill_at, kill_when, run_whole
 
 
@@ -108,6 +113,55 @@ def test_twenty_kills_change_nothing(folder: Path, tmp_path: Path) -> None:
     assert run_whole(argv, log) == 0, log.read_text()[-2000:]
     assert_same_end(whole, broken)
     assert not [path for path in broken.rglob(".*") if path.name.endswith(".part")]
+
+
+def kept(out: Path) -> int:
+    """Verdicts that are on the disk."""
+    with contextlib.closing(sqlite3.connect(out / "verdicts.sqlite")) as file:
+        return file.execute("SELECT count(*) FROM verdicts").fetchone()[0]
+
+
+@pytest.mark.slow
+def test_a_paid_judges_verdicts_outlive_the_kills_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_JUDGES_KEY", KEY)
+    chance, whole, broken, log = random.Random(5), tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
+    concurrency = 2
+    options = {"model": MODEL, "key_env": "A_JUDGES_KEY", "backoff": 0.01, "concurrency": concurrency}
+    settings = {"oracle": "openai", "num_samples": 3, "steps": 12}
+    with judge_server(quality=letters, soft=True) as server:
+        argv = command(folder, whole, **settings, oracle_options={**options, "base_url": server.url})
+        assert run_whole(argv, log) == 0, log.read_text()[-2000:]
+        calls = len(server.delivered)
+        assert set(server.given.values()) == {1}
+        assert kept(whole) == calls
+    lives = [0]
+    with judge_server(
+        quality=letters, soft=True, plan=lambda *_: chance.choices(["ok", "slow", "500"], [5, 4, 1])[0]
+    ) as server:
+        argv = command(folder, broken, "--resume", **settings, oracle_options={**options, "base_url": server.url})
+        for kill in range(5):
+            goal = len(server.delivered) + chance.randint(3, 18)
+            code = kill_when(argv, lambda goal=goal: len(server.delivered) >= goal, chance.uniform(0, 0.1), log)
+            assert code == KILLED, f"kill {kill}: {log.read_text()[-2000:]}"
+            time.sleep(0.3)  # replies on their way are written, or found to have nobody to go to
+            lives.append(len(server.delivered))
+        before = kept(broken)
+        assert run_whole(argv, log) == 0, log.read_text()[-2000:]
+        handed = list(server.delivered)
+    # Whatever a process has sent a further question after, it has committed.
+    for begin, end in itertools.pairwise(lives):
+        safe = handed[begin : max(begin, end - concurrency)]
+        assert not set(safe) & set(handed[end:]), "a verdict that was committed is asked for again"
+    # The last life, which nobody cut short, paid for what was missing and for nothing else.
+    assert kept(broken) == calls == len(set(handed))
+    assert len(handed) - lives[-1] == calls - before
+    assert_same_end(whole, broken)
+
+
+def letters(text: str) -> float:
+    return float(sum(c in "abcdefghij" for c in text))
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage.startswith("checkpoint")])

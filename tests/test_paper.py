@@ -23,6 +23,9 @@ from nlhf_zoo.drive import configure, iterates
 KEPT = Path(__file__).parents[1] / "docs" / "reproduction"
 CYCLE = [[0.5, 0.9, 0.2], [0.1, 0.5, 0.7], [0.8, 0.3, 0.5]]
 
+LONG = ("language_models",)
+"""Studies whose quick form trains more than a dozen models."""
+
 
 def module(study: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.paper.{study}")
@@ -33,7 +36,9 @@ def agrees(study: str, folder: Path) -> None:
     assert verdict == json.loads(json.dumps(module(study).verdict(read_rows(folder / "results.csv"))))
 
 
-@pytest.mark.parametrize("study", studies())
+@pytest.mark.parametrize(
+    "study", [pytest.param(study, marks=[pytest.mark.slow] * (study in LONG)) for study in studies()]
+)
 def test_quick_study(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main([study, "--quick", "--out", str(tmp_path)])
     if code == 2 and "NLHF_ZOO_DATA" in (why := capsys.readouterr().err):

@@ -48,13 +48,13 @@ def _check_types(config: CompareConfig) -> None:
     from nlhf_zoo.cli.flags import typed
     from nlhf_zoo.cli.policies import check_policy_options
     from nlhf_zoo.cli.solvers import configured
-    from nlhf_zoo.comparison.entries import grid_points
+    from nlhf_zoo.comparison.entries import divided, grid_points
 
     check_policy_options(config.policy, config.policy_options)
     for raw in config.solvers:
         if isinstance(raw, Mapping) and isinstance(raw.get("options"), Mapping):
             for point in grid_points(raw["options"]):
-                configured(str(raw.get("name")), point)
+                configured(str(raw.get("name")), divided(point)[0])
         elif isinstance(raw, str):
             configured(raw, {})
     hints = typing.get_type_hints(TrainConfig)

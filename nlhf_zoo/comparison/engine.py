@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,9 @@ class _Work:
         self.tuning = {game.label: self._tuning(game) for game in self.games}
         self.runs: dict[str, dict[str, list[Run]]] = {game.label: {} for game in self.games}
         self._cells: dict[str, dict[str, Any]] = {}
+        for game, entry in itertools.product(self.games, self.solvers):
+            for point in entry.points:  # what a game refuses is said before a folder is made
+                self._run(game, entry, point, config.seed, "run")
         self._claim()
 
     # What is to be done

@@ -18,7 +18,23 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.local_files import digests, named, rooted
 
-__all__ = ["GameEntry", "SolverEntry", "game_entries", "grid_points", "label_of", "solver_entries"]
+__all__ = [
+    "TRAINED_HOW",
+    "GameEntry",
+    "SolverEntry",
+    "divided",
+    "game_entries",
+    "grid_points",
+    "label_of",
+    "solver_entries",
+]
+
+TRAINED_HOW = (
+    *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("batch_size", "accumulate", "num_samples", "inner_steps"),
+)
+"""Options of `nlhf-zoo train` that a contestant may set for itself, as `train.NAME`: none of them changes the game."""
+_PREFIX = "train."
 
 
 def _number(_: Any, field: Any, value: Any) -> None:
@@ -91,7 +107,11 @@ def _essential(train: Mapping[str, Any]) -> dict[str, Any]:
 
 @attrs.frozen(kw_only=True)
 class SolverEntry:
-    """One solver of a comparison: `points` are the hyperparameters to choose from, or the only ones."""
+    """One solver of a comparison.
+
+    Attributes:
+        points: the hyperparameters to choose from, or the only ones; `train.NAME` are options of its training.
+    """
 
     name: str
     label: str = attrs.field(converter=str)
@@ -116,6 +136,21 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A point's hyperparameters of the solver, and its options of `nlhf-zoo train` without their prefix.
+
+    Raises:
+        BadInput: an option that is not the contestant's to set.
+    """
+    solver = {key: value for key, value in options.items() if not key.startswith(_PREFIX)}
+    train = {key.removeprefix(_PREFIX): value for key, value in options.items() if key.startswith(_PREFIX)}
+    for key in train:
+        if key not in TRAINED_HOW:
+            allowed = ", ".join(_PREFIX + name for name in TRAINED_HOW)
+            raise BadInput(f"a solver cannot set {_PREFIX}{key}, which is the game's; it can set {allowed}")
+    return solver, train
+
+
 def solver_entries(config: CompareConfig) -> tuple[SolverEntry, ...]:
     """The contestants, hyperparameters checked.
 
@@ -133,7 +168,7 @@ def solver_entries(config: CompareConfig) -> tuple[SolverEntry, ...]:
         if not points:
             raise BadInput(f"solver {name}: a grid without a value; give {', '.join(options)} at least one")
         for point in points:
-            configure(name, **point)
+            configure(name, **divided(point)[0])
         fixed = {key: value for key, value in options.items() if not isinstance(value, list | tuple)}
         if len(points) == 1:
             entries.append(SolverEntry(name=name, label=given.get("label") or label_of(name, points[0]), points=points))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nlhf_zoo.comparison.config import CompareConfig
-from nlhf_zoo.comparison.entries import GameEntry, SolverEntry
+from nlhf_zoo.comparison.entries import GameEntry, SolverEntry, divided
 from nlhf_zoo.comparison.folder import Folder
 from nlhf_zoo.comparison.table import TableRun, labels_of, setting
 from nlhf_zoo.comparison.tasks import Role, Run, Task
@@ -112,6 +112,8 @@ class _Table(Kind):
         return torch.equal(*matrices)
 
     def run(self, entry: SolverEntry, options: Mapping[str, Any], seed: int, role: Role) -> Run:
+        if divided(options)[1]:
+            raise BadInput(f"solver {entry.label}: game {self.game.label} is a table, which has no train options")
         return TableRun(**self._arguments(entry, options, seed, role))
 
     def beside(self) -> list[Task]:

@@ -13,7 +13,7 @@ import torch
 
 from nlhf_zoo.atomic import alone
 from nlhf_zoo.comparison.config import CompareConfig
-from nlhf_zoo.comparison.entries import GameEntry, SolverEntry
+from nlhf_zoo.comparison.entries import GameEntry, SolverEntry, divided
 from nlhf_zoo.comparison.folder import Folder
 from nlhf_zoo.comparison.kinds import Kind
 from nlhf_zoo.comparison.tasks import Done, Role, Run, Task
@@ -46,15 +46,17 @@ class LanguageRun(Run):
     @property
     def config(self) -> TrainConfig:
         assert self.game.train is not None
+        solver, train = divided(self.options)
         return TrainConfig(
             **{
                 **_ALIKE,
                 "steps": _UNLIMITED if self.steps is None else self.steps,
                 **self.game.train,
+                **train,
                 "queries": self.queries,
                 "tokens": self.tokens,
                 "solver": self.name,
-                "solver_options": dict(self.options),
+                "solver_options": solver,
                 "seed": self.seed,
                 "out": self.out,
                 "resume": True,
@@ -130,16 +132,18 @@ class LanguageKind(Kind):
     def __init__(self, game: GameEntry, config: CompareConfig, root: Path) -> None:
         super().__init__(game, config)
         self.root = root
-        try:
-            checked = self.run(SolverEntry(name="nash_mp", label="", points=({},)), {}, config.seed, "run")
-            settings = checked.config
-            for oracle in filter(None, (settings.oracle, settings.eval_oracle)):
-                lookup("oracles", oracle)
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"game {game.label}: train: {str(error).replace('TrainConfig.__init__() ', '')}") from None
+        checked = self.run(SolverEntry(name="nash_mp", label="", points=({},)), {}, config.seed, "run").config
+        for oracle in filter(None, (checked.oracle, checked.eval_oracle)):
+            lookup("oracles", oracle)
 
     def run(self, entry: SolverEntry, options: Mapping[str, Any], seed: int, role: Role) -> LanguageRun:
-        return LanguageRun(**self._arguments(entry, options, seed, role), root=str(self.root))
+        run = LanguageRun(**self._arguments(entry, options, seed, role), root=str(self.root))
+        try:
+            assert run.config
+        except (TypeError, ValueError) as error:
+            whose = f"solver {entry.label}" if divided(options)[1] else f"game {self.game.label}"
+            raise BadInput(f"{whose}: train: {str(error).replace('TrainConfig.__init__() ', '')}") from None
+        return run
 
     def after(self, runs: Sequence[Run]) -> list[Task]:
         mine = tuple(run for run in runs if isinstance(run, LanguageRun))
