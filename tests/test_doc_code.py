@@ -35,7 +35,9 @@ ROOT = Path(__file__).parents[1]
 RUN = {"python", "sh"}
 DATA: dict[str, Callable[[str], Any]] = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}
 OUTPUT = {"text"}
-QUICK = {"reports.md", "theory.md"}
+PREFERENCES = "a,b,c\n0.5,0.9,0.2\n0.1,0.5,0.7\n0.8,0.3,0.5\n"
+"""A reader's own file, on the pages that run."""
+QUICK = {"index.md", "theory.md"}
 """Pages whose blocks take less than about ten seconds; the others are run by the slow tests."""
 
 
@@ -178,10 +180,16 @@ def test_configurations_are_valid(block: Block, tmp_path: Path, monkeypatch: pyt
 
 
 def sample_files(folder: Path) -> None:
-    """What pages take for a reader's own files."""
-    (folder / "my_preferences.csv").write_text("a,b,c\n0.5,0.9,0.2\n0.1,0.5,0.7\n0.8,0.3,0.5\n")
+    """What commands that are not run take for a reader's own files."""
+    (folder / "my_preferences.csv").write_text(PREFERENCES)
     (folder / "votes.csv").write_text("a,b,c\n0,9,2\n1,0,7\n8,3,0\n")
-    (folder / "run.yaml").write_text("{model: models/sft, prompts: prompts.jsonl, oracle: pairwise_model, out: runs/a}")
+    train = "{model: models/sft, prompts: prompts.jsonl, oracle: pairwise_model, out: runs/a}"
+    compare = "{games: [low_rank], solvers: [nash_mp], queries: 100, out: runs/first}"
+    configs = {"votes": "{game: votes.csv}", "first": compare, "second": train, "nash_mp": train}
+    for run, text in configs.items():
+        (folder / "runs" / run).mkdir(parents=True)
+        (folder / "runs" / run / "config.yaml").write_text(text)
+    (folder / "run.yaml").write_text(train)
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(8)))
 
 
@@ -207,6 +215,7 @@ def running(page: Path) -> list[Block]:
     return [b for b in BLOCKS if b.page == page and b.language in RUN and b.mark != "not run"]
 
 
+@pytest.mark.timeout(660)
 @pytest.mark.parametrize(
     "page",
     [
@@ -218,7 +227,7 @@ def running(page: Path) -> list[Block]:
 def test_page_runs(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     folder = tmp_path / "reader"
     folder.mkdir()
-    sample_files(folder)
+    (folder / "my_preferences.csv").write_text(PREFERENCES)
     asked = [
         {"language": b.language, "code": b.code, "where": str(page.relative_to(ROOT)), "line": b.line}
         for b in running(page)
@@ -231,7 +240,7 @@ def test_page_runs(page: Path, tmp_path: Path, environment: dict[str, str]) -> N
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
