@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import sysconfig
 import tomllib
 import venv
@@ -195,7 +194,7 @@ def sample_files(folder: Path) -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The variables of a shell in a virtual environment that has what this one has; what a page installs stays there."""
+    """The variables of a shell in a virtual environment that has what this one has, and keeps what a page installs."""
     folder = tmp_path / "environment"
     venv.create(folder, with_pip=True)
     site = next(folder.glob("lib/python*/site-packages"))
@@ -208,7 +207,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
         launcher.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "NLHF_ZOO"))}
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "1"}
-    return clean | offline | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    return (
+        clean | offline | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    )
 
 
 def running(page: Path) -> list[Block]:

@@ -41,15 +41,18 @@ def text(page: Path) -> str:
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     found = " ".join(map(text, (site / "reference").glob("*.html")))
-    missing = [name for name in nz.__all__ if name not in ("__version__", "testing") and f'id="nlhf_zoo.{name}"' not in found]
-    assert missing == []
+    headings = re.findall(r'<h2 id="([\w.]+)" class="doc doc-heading">\s*<code class="[^"]*doc-symbol-(\w+)"', found)
+    # Where a module and a function share a name, the module is no answer.
+    named = {identifier.rpartition(".")[2] for identifier, kind in headings if kind != "module"}
+    assert {*nz.__all__} - named == {"__version__", "testing"}
 
 
 def test_formulas_are_mathml(site: Path) -> None:
     theory = text(site / "theory.html")
     assert theory.count("<math") > 50
     assert "arithmatex" not in theory
-    assert not [page.name for page in site.rglob("*.html") if "<merror" in text(page)]
+    formulas = re.findall(r"<math.*?</math>", theory, flags=re.DOTALL)
+    assert [formula for formula in formulas if "\\" in formula or "<merror" in formula] == [], "LaTeX that is not known"
 
 
 def test_links_out_of_the_pages_lead_to_the_repository(site: Path) -> None:
@@ -65,7 +68,7 @@ def test_pages_ask_nothing_of_a_network(site: Path, browser: Any) -> None:
     page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    pages = sorted(site.rglob("*.html"))
+    pages = sorted({*site.rglob("*.html")} - {site / "404.html"})  # the one that a server has to serve
     assert len(pages) > 40
     wide = []
     for path in pages:
