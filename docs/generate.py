@@ -314,7 +314,8 @@ def command_line() -> str:
         "# Command line\n\nWritten by `python docs/generate.py`, from what `nlhf-zoo VERB --help` says.\n\n"
         + table(("verb", "what it does"), [(f"[`{v.name}`](#{v.name})", v.summary) for v in verbs])
         + "\n\nEvery verb takes `--json`: one JSON document on stdout, everything else on stderr. Exit codes: 0 done,\n"
-        "1 a check failed or a computation did not converge, 2 bad input (one line on stderr says which),\n130 interrupted."
+        "1 a check failed or a computation did not converge, 2 bad input (one line on stderr says which),\n"
+        "130 interrupted."
     )
     return "\n\n".join([head, *map(_verb, verbs)]) + "\n"
 
