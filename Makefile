@@ -2,6 +2,7 @@
 # make demo      the demonstration, in demo_out/report.html
 # make test      the quick tests; make test-slow: the others; PYTEST_ARGS="-k nash_mp" picks
 # make lint      ruff, pyright and the import contract
+# make docs      the documentation, in site/; make docs-serve: while you write, at http://127.0.0.1:8000
 # make bench     the benchmarks
 # make clean     removes what the above made, but .venv; make distclean: .venv too
 
@@ -21,8 +22,10 @@ constraints := .venv/constraints.txt
 
 # pyright, bundled in its wheel, would otherwise ask PyPI whether there is a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# mkdocs-material would speak of its successor at every build.
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: install demo test test-slow lint bench clean distclean
+.PHONY: install demo test test-slow lint docs docs-serve bench clean distclean
 
 install: $(installed)
 
@@ -51,11 +54,17 @@ lint: $(installed)
 	$(bin)/pyright
 	$(bin)/lint-imports
 
+docs: $(installed)
+	$(bin)/mkdocs build --strict
+
+docs-serve: $(installed)
+	$(bin)/mkdocs serve
+
 bench: $(installed)
 	$(bin)/python -m benchmarks
 
 clean:
-	rm -rf demo_out lightning_logs build dist htmlcov .coverage
+	rm -rf demo_out lightning_logs site build dist htmlcov .coverage
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	find nlhf_zoo plugins tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""Writes the pages of the solvers, docs/solvers/*.md, and the generated tables of docs/choose.md, from the code.
+"""Writes what the code says of itself: docs/solvers/*.md, docs/reference/cli.md, and tables of docs/choose.md.
 
 python docs/generate.py            write what is out of date
 python docs/generate.py --check    exit 1 if anything is, and write nothing
@@ -7,12 +7,14 @@ python docs/generate.py --check    exit 1 if anything is, and write nothing
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import itertools
 import re
 import statistics
 import sys
 import textwrap
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ import attrs
 import torch
 
 import nlhf_zoo as nz
-from nlhf_zoo.cli.flags import described
+from nlhf_zoo.cli.flags import described, flag_of, placeholder
+from nlhf_zoo.cli.main import VERBS
+from nlhf_zoo.cli.verb import Verb
 from nlhf_zoo.registry import load, lookup
 from nlhf_zoo.training.networks import models_held
 
@@ -303,12 +307,63 @@ def with_block(text: str, name: str, block: str) -> str:
     return f"{before}{marks[0]}\n\n{block}\n\n{marks[1]}{rest.split(marks[1])[1]}"
 
 
+def command_line() -> str:
+    """The page of the verbs: what `--help` says of each, as tables."""
+    verbs = [importlib.import_module(f"nlhf_zoo.cli.{name}").VERB for name in VERBS]
+    head = (
+        "# Command line\n\nWritten by `python docs/generate.py`, from what `nlhf-zoo VERB --help` says.\n\n"
+        + table(("verb", "what it does"), [(f"[`{v.name}`](#{v.name})", v.summary) for v in verbs])
+        + "\n\nEvery verb takes `--json`: one JSON document on stdout, everything else on stderr. Exit codes: 0 done,\n"
+        "1 a check failed or a computation did not converge, 2 bad input (one line on stderr says which),\n"
+        "130 interrupted."
+    )
+    return "\n\n".join([head, *map(_verb, verbs)]) + "\n"
+
+
+def _verb(verb: Verb) -> str:
+    config = "`--config FILE` reads any of these from YAML; `--print-config` prints them all, and stops."
+    about = [verb.description.strip(), config if verb.configurable else ""]
+    examples = f"```sh\n{textwrap.dedent(verb.example).strip()}\n```"
+    example = f"<!-- not run: an example of the help -->\n{examples}"
+    hints, texts = typing.get_type_hints(verb.options), described(verb.options)
+    rows = [
+        (_flag(verb, field.name, hints[field.name]), _default(field), texts[field.name].rstrip("."))
+        for field in attrs.fields(verb.options)
+    ]
+    flags = table(("flag", "default", "meaning"), rows) if rows else ""
+    said = f"{verb.summary[0].upper()}{verb.summary[1:]}."
+    return "\n\n".join(filter(None, [f"## `{verb.name}` {{ #{verb.name} }}", said, *about, example, flags]))
+
+
+def _flag(verb: Verb, field: str, hint: Any) -> str:
+    if field == verb.positional:
+        return f"`{field.upper()}`"
+    if field in verb.entries:
+        entries = verb.entries[field]
+        return f"`{entries.flag} NAME`" + "".join(f", `{fill} {entries.filled}`" for fill in entries.fill[:1])
+    flag = flag_of(verb, field)
+    if hint is bool:
+        return f"`{flag}`, `--no-{flag.removeprefix('--')}`"
+    if typing.get_origin(hint) is Mapping:
+        return f"`{flag} KEY=VALUE`"
+    return f"`{flag} {placeholder(hint)}`"
+
+
+def _default(field: attrs.Attribute[Any]) -> str:
+    if field.default is attrs.NOTHING:
+        return "required"
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return f"`{field.default}`" if isinstance(field.default, str | int | float) else ""
+
+
 def pages(docs: Path = DOCS) -> dict[Path, str]:
     """Every generated file below `docs` and what should be in it."""
     solvers = first_party()
     found = {name: default_and_practical(cls) for name, cls in solvers.items()}
     made = {docs / "solvers" / f"{name}.md": page(cls, *found[name]) for name, cls in solvers.items()}
     made[docs / "solvers" / "README.md"] = index(solvers, found)
+    made[docs / "reference" / "cli.md"] = command_line()
     choose = (docs / "choose.md").read_text(encoding="utf-8")
     for name, block in (("memory", memory(solvers, found)), ("proved", proved(solvers))):
         choose = with_block(choose, name, block)

@@ -19,7 +19,7 @@ from nlhf_zoo.cli.config_files import commented_yaml, read_config, scalar
 from nlhf_zoo.cli.verb import Verb
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["Asked", "described", "read", "saved", "typed"]
+__all__ = ["Asked", "described", "flag_of", "placeholder", "read", "saved", "typed"]
 
 
 @attrs.frozen
@@ -136,7 +136,8 @@ class _Fill(_Assign):
             options[key] = scalar(f"[{value}]") if "," in value and value[0] != "[" else scalar(value)
 
 
-def _flag(verb: Verb, field: str) -> str:
+def flag_of(verb: Verb, field: str) -> str:
+    """How the command line spells a field."""
     if field in verb.entries:
         return verb.entries[field].flag
     return verb.flags.get(field, "--" + field.replace("_", "-"))
@@ -193,14 +194,15 @@ def _add(parser: ArgumentParser, verb: Verb, field: attrs.Attribute[Any], hint: 
         options["help"] = f"{entries.filled}, of the {entries.flag} before it"
         parser.add_argument(*entries.fill, action=_Fill, nargs="+", metavar="KEY=VALUE[,VALUE]", **options)
     elif hint is bool:
-        parser.add_argument(_flag(verb, field.name), action=ActionYesNo(no_prefix="no-"), **options)
+        parser.add_argument(flag_of(verb, field.name), action=ActionYesNo(no_prefix="no-"), **options)
     elif typing.get_origin(hint) is Mapping or hint is Mapping:
-        parser.add_argument(_flag(verb, field.name), action=_Assign, nargs="+", metavar="KEY=VALUE", **options)
+        parser.add_argument(flag_of(verb, field.name), action=_Assign, nargs="+", metavar="KEY=VALUE", **options)
     else:
-        parser.add_argument(_flag(verb, field.name), type=hint, metavar=_placeholder(hint), **options)
+        parser.add_argument(flag_of(verb, field.name), type=hint, metavar=placeholder(hint), **options)
 
 
-def _placeholder(hint: Any) -> str:
+def placeholder(hint: Any) -> str:
+    """What help writes for a value of this type."""
     kinds = _alternatives(hint)
     if typing.get_origin(kinds[0]) is Literal:
         return "{" + ",".join(map(str, typing.get_args(kinds[0]))) + "}"
@@ -242,7 +244,7 @@ def _parsed(verb: Verb, parser: ArgumentParser, argv: list[str]) -> dict[str, An
         raise BadInput(_explained(verb, str(error))) from None
     given = {key: value for key, value in vars(namespace).items() if value is not None}
     for key, value in given.items():
-        _finite(_flag(verb, key), value)
+        _finite(flag_of(verb, key), value)
     return given
 
 
@@ -254,7 +256,7 @@ def _explained(verb: Verb, message: str) -> str:
             return f"unexpected argument {first!r}; {help_}"
         name = first.partition("=")[0]
         filling = [flag for entries in verb.entries.values() for flag in entries.fill]
-        fields = (_flag(verb, f.name) for f in attrs.fields(verb.options))
+        fields = (flag_of(verb, f.name) for f in attrs.fields(verb.options))
         known = [*fields, *filling, "--config", "--print-config", "--json", "--help"]
         near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
         return f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else help_)
@@ -265,7 +267,7 @@ def _explained(verb: Verb, message: str) -> str:
             return f"{match[1]} takes no value"
         return f"{match[1]}: {match[2]}"
     if match := re.match(r'Parser key "(\w+)":', message):
-        return _misfit(verb, match[1], _flag(verb, match[1]), message)
+        return _misfit(verb, match[1], flag_of(verb, match[1]), message)
     return " ".join(message.split())
 
 
@@ -279,7 +281,7 @@ def _misfit(verb: Verb, field: str, called: str, message: str) -> str:
 
 def _from_config(verb: Verb, parser: ArgumentParser, path: str) -> dict[str, Any]:
     hints = typing.get_type_hints(verb.options)
-    names = {_flag(verb, field).removeprefix("--").replace("-", "_"): field for field in hints}
+    names = {flag_of(verb, field).removeprefix("--").replace("-", "_"): field for field in hints}
     names |= {field: field for field in hints}
     values: dict[str, Any] = {}
     for key, value in read_config(path).items():
@@ -332,7 +334,7 @@ def _lay_over(values: dict[str, Any], upper: Mapping[str, Any]) -> None:
 def _require(verb: Verb, values: Mapping[str, Any]) -> None:
     missing = _missing(verb, values)
     if missing:
-        names = [name.upper() if name == verb.positional else _flag(verb, name) for name in missing]
+        names = [name.upper() if name == verb.positional else flag_of(verb, name) for name in missing]
         where = ", or a --config that has it" if verb.configurable else ""
         raise BadInput(f"{verb.name} needs {', '.join(names)}{where}; see nlhf-zoo {verb.name} --help")
 

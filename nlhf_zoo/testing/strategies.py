@@ -160,8 +160,10 @@ def cases(
     """Whole cases: a matrix, a reference, beta in [low, high], 1 to `steps` steps.
 
     Args:
-        sizes, kinds: see `matrices`.
-        low, high: see `betas`.
+        sizes: see `matrices`.
+        kinds: see `matrices`.
+        low: see `betas`.
+        high: see `betas`.
         deepest: see `references`.
         steps: the largest number of steps, or the numbers to choose from.
         elsewhere: whether to start at a policy of its own, too.
