@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and folders that one process writes to at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["UNFINISHED", "replacing", "sweep", "write_bytes", "write_text"]
+__all__ = ["UNFINISHED", "alone", "replacing", "sweep", "write_bytes", "write_text"]
 
 UNFINISHED = ".part"
 """How the name ends of what is still being written, beside its place, with a dot in front."""
@@ -60,6 +60,27 @@ def write_bytes(path: Path, content: bytes) -> None:
     """As `write_text`, of any content."""
     with replacing(path) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def alone(lock: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, which is free again at once when its process ends, killed or not. Windows has none: no effect.
+
+    Args:
+        wait: until whoever holds it lets go.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is false.
+        OSError: it cannot be written.
+    """
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    with lock.open("ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def sweep(folder: Path) -> None:

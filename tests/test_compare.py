@@ -384,12 +384,109 @@ def test_bad_input_is_one_line(arguments: str, words: str, tmp_path: Path, capsy
         ({"name": "low_rank", "beta": -1}, "beta must be >= 0"),
         ({"name": "lm", "train": {"model": "x", "seed": 3}}, "'seed', which the comparison sets itself"),
         ({"name": "lm", "train": {"model": "x"}}, "missing"),
+        ({"name": "lm", "train": {"model": "x", "prompts": "p", "oracle": "nosuch"}}, "no oracle named 'nosuch'"),
+        ({"name": "lm", "train": {"modl": "x"}}, "train: unknown key 'modl'; did you mean model?"),
+        ({"name": "lm", "train": {"model": "x", "beta": "y"}}, "beta must be >= 0 and a finite number, got 'y'"),
         (3, "must be a name"),
+        ({"name": "low_rank", "beta": "x"}, "beta must be >= 0 and a finite number, got 'x'"),
+        ({"name": "low_rank", "beta": None}, "beta must be"),
+        ({"name": "low_rank", "beta": []}, "beta is a list without a value"),
+        ({"name": "low_rank", "options": {"rank": []}}, "rank is a list without a value"),
+        ({"name": "low_rank", "comparisons": 0}, "comparisons must be >= 1"),
+        ({"name": "low_rank", "comparisons": 2.5}, "a whole number, got 2.5"),
+        ({"name": "low_rank", "smoothing": "a"}, "smoothing must be"),
+        ({"name": "low_rank", "divergence": ["reverse_kl"]}, "divergence must be a text"),
     ],
 )
 def test_bad_games(game: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(nz.BadInput, match=words.replace("?", r"\?")):
         nz.compare(**settings(games=[game]), out=tmp_path / "out")
+
+
+def test_a_label_may_be_a_number(tmp_path: Path) -> None:
+    made = nz.compare(**settings(games=[{**GAME, "label": 5}], solvers=[{"name": "mmd", "label": 7}]), out=tmp_path)
+    assert set(made.results().column("game").to_pylist()) == {"5"}
+    assert [row["entry"] for row in made.summary["games"]["5"]["table"]] == ["7"]
+
+
+def test_training_options_have_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = {"model": "x", "prompts": "p", "oracle": "callable", "steps": "ten"}
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(yaml.safe_dump({"games": [{"name": "lm", "train": train}], "solvers": ["mmd"], "queries": 9}))
+    assert main(["compare", "--config", str(asked), "--out", str(tmp_path / "out")]) == 2
+    assert "game lm: train: steps must be a whole number, got 'ten'" in capsys.readouterr().err
+
+
+def language_run(folder: Path, **changes: Any) -> Any:
+    """One language-model cell, which reads a model, prompts and a judge from `folder`; nothing is played."""
+    from nlhf_zoo.comparison.kinds import kind_of
+
+    train = {
+        "model": str(folder / "lm"),
+        "prompts": str(folder / "prompts.jsonl"),
+        "oracle": "ensemble",
+        "oracle_options": {"members": [{"oracle": "reward_model", "options": {"path": str(folder / "judge")}}]},
+        **changes,
+    }
+    config = CompareConfig(games=[{"name": "lm", "train": train}], solvers=["mmd"], queries=9, out=folder / "out")
+    (game,), (solver,) = game_entries(config.games, config), solver_entries(config)
+    return kind_of(game, config, folder).run(solver, {}, 0, "run")
+
+
+def local_files(folder: Path) -> Path:
+    for name in ("lm/model.safetensors", "judge/model.safetensors", "prompts.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("first")
+    return folder
+
+
+@pytest.mark.parametrize("changed", ["lm/model.safetensors", "judge/model.safetensors", "prompts.jsonl"])
+def test_a_changed_model_judge_or_prompt_is_another_game(changed: str, tmp_path: Path) -> None:
+    before = language_run(local_files(tmp_path)).key
+    assert language_run(tmp_path).key == before
+    (tmp_path / changed).write_text("second")
+    assert language_run(tmp_path).key != before
+
+
+def test_moved_files_are_the_same_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = language_run(local_files(tmp_path / "here")).key
+    assert language_run(local_files(tmp_path / "there")).key == before
+    monkeypatch.chdir(tmp_path / "here")
+    relative = language_run(Path())
+    assert relative.key == before
+    assert relative.config.model == str(tmp_path / "here" / "lm")
+
+
+def test_what_a_judge_may_cost_is_no_part_of_the_game(tmp_path: Path) -> None:
+    asked = {"model": "m", "base_url": "http://127.0.0.1:1/v1", "key_env": "none"}
+    keys = {
+        language_run(local_files(tmp_path), oracle="openai", oracle_options={**asked, **free}).key
+        for free in ({"max_calls": 3}, {"max_calls": 9, "concurrency": 2})
+    }
+    assert len(keys) == 1
+
+
+def test_what_stops_a_language_model_is_tried_again(tmp_path: Path) -> None:
+    from nlhf_zoo.comparison.workers import attempt
+
+    done = attempt(language_run(local_files(tmp_path)))
+    assert "cannot be loaded" in done.content["error"]
+    assert not done.content["lasting"]
+
+
+def test_an_edited_solver_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nlhf_zoo.comparison.tasks import _source
+
+    def written(text: str) -> type:
+        (tmp_path / "my_own_solver.py").write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "my_own_solver", raising=False)
+        import importlib
+
+        importlib.invalidate_caches()
+        return importlib.import_module("my_own_solver").Mine
+
+    assert _source(written("class Mine: step = 1\n")) != _source(written("class Mine: step = 22\n"))
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlhf_zoo.cli.verb import Answer, Entries, Verb
 from nlhf_zoo.comparison.config import CompareConfig
+from nlhf_zoo.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,10 @@ def run(config: CompareConfig) -> Answer:
 
 
 def _check_types(config: CompareConfig) -> None:
-    """Values of hyperparameters and policy options against the annotations, ahead of any work."""
+    """Values of hyperparameters, of policy options and of training runs against the annotations, ahead of any work."""
+    import typing
+
+    from nlhf_zoo.cli.flags import typed
     from nlhf_zoo.cli.policies import check_policy_options
     from nlhf_zoo.cli.solvers import configured
     from nlhf_zoo.comparison.entries import grid_points
@@ -53,6 +57,10 @@ def _check_types(config: CompareConfig) -> None:
                 configured(str(raw.get("name")), point)
         elif isinstance(raw, str):
             configured(raw, {})
+    hints = typing.get_type_hints(TrainConfig)
+    for raw in (*config.games, *config.tuning_games):
+        if isinstance(raw, Mapping) and isinstance(raw.get("train"), Mapping):
+            typed(raw["train"], hints, f"game {raw.get('name') or raw.get('label') or ''}: train")
 
 
 def _show(document: Mapping[str, Any], console: Console) -> None:

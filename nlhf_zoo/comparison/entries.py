@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,25 @@ import attrs
 
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.local_files import digest, named, rooted
 
 __all__ = ["GameEntry", "SolverEntry", "game_entries", "grid_points", "label_of", "solver_entries"]
+
+
+def _number(_: Any, field: Any, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise BadInput(f"{field.name} must be >= 0 and a finite number, got {value!r}")
+
+
+def _whole_number(_: Any, field: Any, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadInput(f"{field.name} must be >= 1 and a whole number, got {value!r}")
+
+
+def _text(_: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, str):
+        raise BadInput(f"{field.name} must be a text, got {value!r}")
 
 
 @attrs.frozen(kw_only=True)
@@ -26,22 +44,22 @@ class GameEntry:
         name: registered name or file; of language-model runs, what to call them.
         label: what it is called in results.
         options: parameters of a registered game.
-        train: options of `nlhf-zoo train`, where it is a language model's.
+        train: options of `nlhf-zoo train`, where it is a language model's; paths are absolute.
         digest: of the files that it reads, so that a changed file is another game.
     """
 
     name: str
-    label: str
+    label: str = attrs.field(converter=str)
     options: Mapping[str, Any] = attrs.field(factory=dict)
     train: Mapping[str, Any] | None = None
-    beta: float = 0.1
-    comparisons: int | None = None
+    beta: float = attrs.field(default=0.1, validator=_number)
+    comparisons: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole_number))
     reference: str | None = None
-    divergence: str = "reverse_kl"
+    divergence: str = attrs.field(default="reverse_kl", validator=_text)
     divergence_options: Mapping[str, Any] = attrs.field(factory=dict)
-    smoothing: float = 0.5
+    smoothing: float = attrs.field(default=0.5, validator=_number)
     kind: Literal["auto", "probabilities", "counts"] = "auto"
-    policy: str = "table"
+    policy: str = attrs.field(default="table", validator=_text)
     policy_options: Mapping[str, Any] = attrs.field(factory=dict)
     digest: str = ""
 
@@ -49,10 +67,26 @@ class GameEntry:
         """What makes it this game: all but what it is called, and where its files lie."""
         found = attrs.asdict(self)
         del found["label"]
-        if self.digest:
+        if self.train is not None:
+            found["train"] = _essential(named(self.train))
+        elif self.digest:
             found["name"] = Path(self.name).name
             found["reference"] = self.reference and Path(self.reference).name
         return found
+
+
+def _essential(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what does not change a judge's answers: a budget that was spent may be raised."""
+    from nlhf_zoo.oracles.build import essential_options
+
+    return {
+        **train,
+        **{
+            f"{judge}_options": essential_options(train[judge], train.get(f"{judge}_options") or {})
+            for judge in ("oracle", "eval_oracle")
+            if train.get(judge)
+        },
+    }
 
 
 @attrs.frozen(kw_only=True)
@@ -60,7 +94,7 @@ class SolverEntry:
     """One solver of a comparison: `points` are the hyperparameters to choose from, or the only ones."""
 
     name: str
-    label: str
+    label: str = attrs.field(converter=str)
     points: tuple[Mapping[str, Any], ...]
 
 
@@ -107,7 +141,8 @@ def solver_entries(config: CompareConfig) -> tuple[SolverEntry, ...]:
             label = given.get("label") or f"{label_of(name, fixed)} tuned"
             entries.append(SolverEntry(name=name, label=label, points=points))
         else:
-            entries += [SolverEntry(name=name, label=label_of(name, point), points=(point,)) for point in points]
+            called = str(given.get("label") or name)
+            entries += [SolverEntry(name=name, label=label_of(called, point), points=(point,)) for point in points]
     _distinct(entries, "solvers")
     return tuple(entries)
 
@@ -127,6 +162,9 @@ def game_entries(raws: Sequence[Any], config: CompareConfig) -> tuple[GameEntry,
             continue
         varied = {key: given[key] for key in ("beta", "comparisons") if key in given}
         options = dict(given.get("options") or {})
+        empty = next((key for key, value in {**options, **varied}.items() if value in ([], ())), None)
+        if empty is not None:
+            raise BadInput(f"game {given['name']}: {empty} is a list without a value; give it one, or drop it")
         for own in grid_points(varied):
             for point in grid_points(options):
                 entries.append(_table_entry(given, config, own, point))
@@ -154,10 +192,7 @@ def _table_entry(
         "label": given.get("label") or label_of(Path(name).name if file else name, {**options, **own}),
         "digest": _digest([path for path in (file, reference) if path is not None]),
     }
-    entry = _built(settings)
-    if not entry.beta >= 0:
-        raise BadInput(f"game {entry.label}: beta must be >= 0, got {entry.beta}")
-    return entry
+    return _built(settings)
 
 
 def _language_entry(given: Mapping[str, Any]) -> GameEntry:
@@ -167,16 +202,18 @@ def _language_entry(given: Mapping[str, Any]) -> GameEntry:
     stray = next((key for key in given if key not in ("name", "label", "train")), None)
     if stray is not None:
         raise BadInput(f"game {given['name']}: {stray} goes into its train mapping")
-    for key in ("out", "solver", "solver_options", "seed", "resume"):
+    for key in ("out", "solver", "solver_options", "seed", "resume", "estimate"):
         if key in train:
             raise BadInput(f"game {given['name']}: train has {key!r}, which the comparison sets itself; drop it")
-    beta = float(train.get("beta", 1e-4))
+    _check_keys(f"game {given['name']}: train", train, [field.name for field in attrs.fields(TrainConfig)])
+    placed = rooted(train)
     return _built(
         {
             "name": str(given["name"]),
             "label": given.get("label") or str(given["name"]),
-            "train": dict(train),
-            "beta": beta,
+            "train": placed,
+            "beta": train.get("beta", 1e-4),
+            "digest": digest(placed),
         }
     )
 
@@ -185,18 +222,15 @@ def _built(settings: Mapping[str, Any]) -> GameEntry:
     try:
         return GameEntry(**settings)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"game {settings['label']}: {error}") from None
+        reason = error.args[0] if error.args else error  # attrs' own validators say more in further arguments
+        raise BadInput(f"game {settings['label']}: {reason}") from None
 
 
 def _mapping(raw: Any, what: str, known: Sequence[str]) -> Mapping[str, Any]:
     given = {"name": raw} if isinstance(raw, str) else raw
     if not isinstance(given, Mapping):
         raise BadInput(f"{what}: must be a name, or a mapping with name and options, got {given!r}")
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise BadInput(f"{what} {given.get('name', '')}: unknown key {key!r}; {hint}")
+    _check_keys(f"{what} {given.get('name', '')}", given, known)
     if given.get("name") is None and given.get("train") is not None:
         given = {"name": "language model", **given}
     if given.get("name") is None:
@@ -204,6 +238,14 @@ def _mapping(raw: Any, what: str, known: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(given.get("options") or {}, Mapping):
         raise BadInput(f"{what} {given['name']}: options must be a mapping, got {given['options']!r}")
     return given
+
+
+def _check_keys(where: str, given: Mapping[Any, Any], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise BadInput(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _distinct(entries: Sequence[GameEntry] | Sequence[SolverEntry], what: str) -> None:

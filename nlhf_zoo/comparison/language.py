@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
+from nlhf_zoo.atomic import alone
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.entries import GameEntry, SolverEntry
 from nlhf_zoo.comparison.folder import Folder
@@ -18,6 +19,7 @@ from nlhf_zoo.comparison.kinds import Kind
 from nlhf_zoo.comparison.tasks import Done, Role, Run, Task
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.oracles import MatrixOracle
+from nlhf_zoo.registry import lookup
 from nlhf_zoo.tabular import find_winner
 from nlhf_zoo.training.config import TrainConfig
 
@@ -33,6 +35,8 @@ _ALIKE = {"progress": False, "logger": "none", "split_seed": 0}
 class LanguageRun(Run):
     """One solver on one language-model set-up; `root` is the comparison's folder, on disk that all workers share."""
 
+    # A judge that is down, a budget that is spent or a full disk is no part of the key, and may be mended.
+    refusals_last = False
     root: str
 
     @property
@@ -60,8 +64,16 @@ class LanguageRun(Run):
     def perform(self) -> Done:
         from nlhf_zoo.training.run import train
 
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        # A worker whose comparison was killed goes on to the end of its run; this one takes over from there.
+        with alone(self.out.with_suffix(".lock"), wait=True):
+            return self._trained(train)
+
+    def _trained(self, train: Callable[[TrainConfig], Mapping[str, Any]]) -> Done:
         ended = self.out / "result.json"
         result = json.loads(ended.read_text(encoding="utf-8")) if ended.exists() else train(self.config)
+        if "stopped" in result:  # it diverged, and was killed before that was written down as the cell
+            raise ArithmeticError(result["stopped"]["seen"])
         rows = _rows(self.out / "evaluations.jsonl", result)
         # Checkpoints are for going on with a run that was stopped; this one has ended.
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
@@ -95,6 +107,7 @@ def _rows(evaluations: Path, result: Mapping[str, Any]) -> Mapping[str, Any]:
 class Tournament(Task):
     """Everyone against everyone, when the runs of a game have ended."""
 
+    refusals_last = False
     runs: tuple[LanguageRun, ...]
 
     @property
@@ -119,7 +132,9 @@ class LanguageKind(Kind):
         self.root = root
         try:
             checked = self.run(SolverEntry(name="nash_mp", label="", points=({},)), {}, config.seed, "run")
-            assert checked.config
+            settings = checked.config
+            for oracle in filter(None, (settings.oracle, settings.eval_oracle)):
+                lookup("oracles", oracle)
         except (TypeError, ValueError) as error:
             raise BadInput(f"game {game.label}: train: {str(error).replace('TrainConfig.__init__() ', '')}") from None
 

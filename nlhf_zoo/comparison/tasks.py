@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import attrs
 
@@ -32,7 +34,13 @@ class Done:
 
 
 class Task(ABC):
-    """Work that any process may do, in any order, with the same outcome."""
+    """Work that any process may do, in any order, with the same outcome.
+
+    Class attributes:
+        refusals_last: input that is refused would be refused again, since all that is read is part of `identity`.
+    """
+
+    refusals_last: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -82,10 +90,20 @@ class Run(Task):
 
 @functools.cache
 def run_version(solver: str) -> str:
-    """Of the zoo and of the solver's distribution: what another version computed is another cell."""
+    """Of the zoo, of the solver's distribution and of its source: what another version computed is another cell."""
     from importlib.metadata import version
 
     from nlhf_zoo.registry import load
 
     entry = load().solvers[solver]
-    return f"{version('nlhf-zoo')}, {entry.distribution} {entry.version}"
+    return f"{version('nlhf-zoo')}, {entry.distribution} {entry.version}, {_source(entry.factory)}"
+
+
+def _source(solver: type) -> str:
+    """Of the files in which the solver and its bases are written: a plugin at work changes without a new version."""
+    found = hashlib.sha256()
+    for module in dict.fromkeys(cls.__module__ for cls in solver.__mro__):
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is not None and module.partition(".")[0] not in ("nlhf_zoo", *sys.stdlib_module_names):
+            found.update(Path(file).read_bytes())
+    return found.hexdigest()[:20]

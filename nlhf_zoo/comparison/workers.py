@@ -21,7 +21,9 @@ def attempt(task: Task) -> Done:
     """
     try:
         return task.perform()
-    except (BadInput, ArithmeticError) as error:
+    except BadInput as error:
+        return Done({"error": _line(error), "lasting": task.refusals_last})
+    except ArithmeticError as error:
         return Done({"error": _line(error), "lasting": True})
     except Exception as error:  # a plugin is foreign code
         return Done({"error": f"{type(error).__name__}: {_line(error)}", "lasting": False})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 
-from nlhf_zoo.atomic import sweep, write_text
+from nlhf_zoo.atomic import alone, sweep, write_text
 from nlhf_zoo.data.pairs import read_labelled_pairs
 from nlhf_zoo.data.prompts import Prompt, read_prompts, render_prompts, transcript
 from nlhf_zoo.drive import configure
@@ -26,8 +27,10 @@ from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.budget import Budget
 from nlhf_zoo.training.checkpoints import WholeCheckpoints, newest_checkpoint, step_of
 from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.context import check_context
 from nlhf_zoo.training.export import save_policy
 from nlhf_zoo.training.judges import JudgeWatch, build_judges, comparable
+from nlhf_zoo.training.local_files import rooted
 from nlhf_zoo.training.loggers import make_logger
 from nlhf_zoo.training.memory import load_pool
 from nlhf_zoo.training.model_card import model_card
@@ -46,6 +49,8 @@ from nlhf_zoo.training.watching.watcher import Watcher, read_warnings
 __all__ = ["prompts_of", "train"]
 
 logger = logging.getLogger("nlhf_zoo.training")
+
+_LOCK = ".lock"
 
 
 @attrs.frozen
@@ -79,9 +84,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
     given, config = config, _rooted(config)
     checkpoint = _checkpoint(config)
     run = _prepare(config, checkpoint)
-    out = config.out
+    with _alone_in(config.out):
+        return _trained(run, given, checkpoint)
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """The run's folder, made and held, so that two processes never write each other's checkpoints."""
+    with contextlib.ExitStack() as held:
+        if first_process():
+            out.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(alone(out / _LOCK))
+            except BlockingIOError:
+                raise BadInput(f"out: another process is training in {out}; wait until it ends, or end it") from None
+        yield
+
+
+def _trained(run: Run, given: TrainConfig, checkpoint: str | None) -> dict[str, Any]:
+    config, out = run.config, run.config.out
     if first_process():
-        out.mkdir(parents=True, exist_ok=True)
         for folder in (out, out / "checkpoints"):
             sweep(folder)
         saved = yaml.safe_dump(plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True)
@@ -122,16 +144,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _rooted(config: TrainConfig) -> TrainConfig:
     """The same, with paths that hold from any folder: a run is resumed from where one happens to stand."""
-
-    def rooted(value: Any) -> Any:
-        return str(Path(value).absolute()) if isinstance(value, str) and Path(value).exists() else value
-
-    names = ("model", "reference", "tokenizer", "prompts", "eval_prompts")
-    changes: dict[str, Any] = {name: rooted(getattr(config, name)) for name in names}
-    for name in ("oracle_options", "eval_oracle_options"):
-        options = getattr(config, name)
-        changes[name] = {key: rooted(value) if key == "path" else value for key, value in options.items()}
-    return attrs.evolve(config, out=config.out.absolute(), **changes)
+    settings = attrs.asdict(config, recurse=False)
+    return TrainConfig(**{**rooted(settings), "out": config.out.absolute()})
 
 
 def _checkpoint(config: TrainConfig) -> str | None:
@@ -139,7 +153,7 @@ def _checkpoint(config: TrainConfig) -> str | None:
     if first_process():  # the others come when it has begun to write
         if config.out.exists() and not config.out.is_dir():
             raise BadInput(f"out: {config.out} is a file; give a folder")
-        used = config.out.exists() and any(config.out.iterdir())
+        used = config.out.exists() and any(path.name != _LOCK for path in config.out.iterdir())
         if used and not config.resume:
             raise BadInput(f"out: {config.out} is not empty; give a new folder, or resume to go on with the run in it")
         if used:
@@ -194,6 +208,11 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     engine = _engine(config.engine, config.engine_options)
     decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature, engine=engine)
     pool = load_pool(config, tokenizer, decoding)
+    check_context((*prompts, *held_out), pool.reference.config, tokenizer, decoding)
+    if config.batch_size > len(prompts):
+        logger.warning(
+            "batch_size %d exceeds the %d training prompts: batches repeat them", config.batch_size, len(prompts)
+        )
     game = Game(oracles["training"], pool.policy(pool.reference), config.beta)
     module = NashTraining(pool, solver, game, config)
     watcher = Watcher(config.out, config.steps)

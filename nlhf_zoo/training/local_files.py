@@ -1,0 +1,71 @@
+"""The local files that a run reads: named from the root, and told apart by their content. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["digest", "named", "rooted"]
+
+_OWN = ("model", "reference", "tokenizer", "prompts", "eval_prompts", "labelled_pairs")
+_JUDGES = ("oracle_options", "eval_oracle_options")
+_OF_A_JUDGE = ("path", "template")
+
+
+def rooted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run, with paths that hold from any folder; what is no file or folder here stays."""
+    return _with_files(settings, lambda path: str(path.absolute()))
+
+
+def named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, files and folders by their last name alone: wherever they lie."""
+    return _with_files(settings, lambda path: path.name)
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of all that lies in these files and folders; "" where everything comes from the hub."""
+    paths: set[Path] = set()
+    _with_files(settings, lambda path: paths.add(path) or str(path))
+    if not paths:
+        return ""
+    found = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        for name, file in _files(path):
+            with file.open("rb") as handle:
+                found.update(f"{name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield path.name, path
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            yield f"{path.name}/{file.relative_to(path).as_posix()}", file
+
+
+def _with_files(settings: Mapping[str, Any], change: Callable[[Path], str]) -> dict[str, Any]:
+    changed = dict(settings)
+    for name in _OWN:
+        if name in changed and _is_local(changed[name]):
+            changed[name] = change(Path(changed[name]))
+    for name in _JUDGES:
+        if name in changed:
+            changed[name] = _judge(changed[name], change)
+    return changed
+
+
+def _judge(value: Any, change: Callable[[Path], str]) -> Any:
+    # The members of an ensemble have options of their own.
+    if isinstance(value, Mapping):
+        return {
+            key: change(Path(one)) if key in _OF_A_JUDGE and _is_local(one) else _judge(one, change)
+            for key, one in value.items()
+        }
+    return [_judge(one, change) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _is_local(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and Path(value).exists()
