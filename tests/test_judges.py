@@ -279,6 +279,7 @@ def test_callable_averages_the_two_orders_only_when_asked_to():
         ([0.5, float("nan")], "answered nan for pair 1"),
         ("no", "must return numbers, got str"),
         (None, "must return numbers, got NoneType"),
+        (["a", "b"], r"must return numbers, got list \(.*str"),
     ],
 )
 def test_callable_answers_are_checked(answer, message):

@@ -18,8 +18,10 @@ import yaml
 from safetensors.torch import load_file
 
 from nlhf_zoo import BadInput, solvers
+from nlhf_zoo.cli import main
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.run import train
 from nlhf_zoo.training.stream import prompt_order
 
@@ -252,6 +254,7 @@ def test_gradient_checkpointing_changes_nothing(folder: Path, tmp_path: Path) ->
         ({"strategy": "foo"}, "foo"),
         ({"accelerator": "cuda"}, "cuda"),
         ({"seed": 2**40}, "seed"),
+        ({"max_new_tokens": 1020}, "the model reads 1024 tokens"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )
@@ -288,6 +291,65 @@ def test_another_run_is_not_resumed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(BadInput, match="no run to resume"):
         train(TrainConfig(**settings(folder, tmp_path / "other", resume=True)))
+
+
+def test_a_run_whose_prompts_have_changed_is_not_resumed(folder: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "run"
+    prompts.write_text((folder / "prompts.jsonl").read_text())
+    train(TrainConfig(**settings(folder, out, steps=1, prompts=str(prompts))))
+    prompts.write_text(prompts.read_text() + '\n{"prompt": "one more"}')
+    with pytest.raises(BadInput, match=r"resume: the files of prompts .* have changed"):
+        train(TrainConfig(**settings(folder, out, steps=2, prompts=str(prompts), resume=True)))
+
+
+def test_two_processes_do_not_train_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    from nlhf_zoo.atomic import alone
+
+    out = tmp_path / "run"
+    out.mkdir()
+    with alone(out / ".lock"), pytest.raises(BadInput, match="another process is training in"):
+        train(TrainConfig(**settings(folder, out)))
+    assert train(TrainConfig(**settings(folder, out, steps=1)))["steps"] == 1
+
+
+def test_one_held_out_prompt_is_told_without_an_interval(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "asked.yaml"
+    config.write_text(yaml.safe_dump(settings(folder, tmp_path / "run", steps=1, eval_size=1, progress=False)))
+    assert main(["train", "--config", str(config)]) == 0
+    assert "too few samples for an interval" in capsys.readouterr().out
+
+
+def failing_judge(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    if Path(os.environ["JUDGE_IS_DOWN"]).exists():
+        raise ConnectionError("nobody\nthere")
+    return many_letters(prompts, first, second)
+
+
+def test_a_function_that_raises_costs_no_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is kept at the step where it stood, and ends as one that was never stopped."""
+    monkeypatch.setenv("JUDGE_IS_DOWN", str(tmp_path / "down"))
+    asked = settings(folder, tmp_path / "run", oracle_options={"function": "tests.test_training:failing_judge"})
+    taken = NashTraining.on_train_batch_end
+
+    def goes_down(self: NashTraining, *arguments: Any) -> None:
+        taken(self, *arguments)
+        if self.trainer.global_step == 2:
+            (tmp_path / "down").touch()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NashTraining, "on_train_batch_end", goes_down)
+        with pytest.raises(BadInput, match=r"raised ConnectionError: nobody\sthere \(.*test_training.py, line \d+\)"):
+            train(TrainConfig(**asked))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step=2.ckpt"]
+    (tmp_path / "down").unlink()
+    assert train(TrainConfig(**asked, resume=True))["steps"] == 4
+    train(TrainConfig(**settings(folder, tmp_path / "whole")))
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def broken_judge(prompts: list[str], first: list[str], second: list[str]) -> list[float]:

@@ -47,11 +47,20 @@ def _rows(result: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
     for key, value in result.items():
         name = f"{above}{key}".replace("_", " ")
         if isinstance(value, Mapping) and {"mean", "low", "high"} <= value.keys():
-            yield name, f"{value['mean']:.3g}, 95 % interval {value['low']:.3g} to {value['high']:.3g}"
+            yield name, _estimate(value)
+        elif key == "warnings":
+            if value:
+                yield name, ", ".join(f"{warned['signature']} (step {warned['step']})" for warned in value)
         elif isinstance(value, Mapping):
             yield from _rows(value, f"{name}, ")
         elif value not in (None, [], ""):
             yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _estimate(value: Mapping[str, Any]) -> str:
+    if value["low"] is None:  # one sample alone
+        return f"{value['mean']:.3g}, too few samples for an interval"
+    return f"{value['mean']:.3g}, 95 % interval {value['low']:.3g} to {value['high']:.3g}"
 
 
 VERB = Verb(

@@ -16,7 +16,7 @@ import attrs
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.training.config import TrainConfig
-from nlhf_zoo.training.local_files import digest, named, rooted
+from nlhf_zoo.training.local_files import digests, named, rooted
 
 __all__ = ["GameEntry", "SolverEntry", "game_entries", "grid_points", "label_of", "solver_entries"]
 
@@ -213,7 +213,7 @@ def _language_entry(given: Mapping[str, Any]) -> GameEntry:
             "label": given.get("label") or str(given["name"]),
             "train": placed,
             "beta": train.get("beta", 1e-4),
-            "digest": digest(placed),
+            "digest": " ".join(digests(placed).values()),
         }
     )
 

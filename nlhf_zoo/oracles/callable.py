@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import PreferenceOracle
+from nlhf_zoo.oracles.failures import JudgeFailed
 from nlhf_zoo.oracles.sequence_scores import same_length
 
 __all__ = ["CallableOracle"]
@@ -84,7 +86,8 @@ class CallableOracle(PreferenceOracle):
         """(B,) float64 P(first > second | prompt) in [0, 1], on the CPU.
 
         Raises:
-            BadInput: columns of unequal length, or an answer that is not B finite numbers in [0, 1].
+            BadInput: columns of unequal length.
+            JudgeFailed: the function raised, or its answer is not B finite numbers in [0, 1].
         """
         if not self.symmetrise:
             return self.one_order(prompts, first, second)
@@ -106,15 +109,21 @@ class CallableOracle(PreferenceOracle):
         same_length(prompts, first, second)
         if not len(prompts):
             return torch.empty(0, dtype=torch.float64)
-        answer = self.function(list(prompts), list(first), list(second))
+        try:
+            answer = self.function(list(prompts), list(first), list(second))
+        except Exception as error:  # foreign code
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            raise JudgeFailed(f"judge {self.name} raised {reason}") from error
         try:
             values = torch.as_tensor(answer, dtype=torch.float64, device="cpu").detach()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise BadInput(f"judge {self.name} must return numbers, got {type(answer).__name__}") from error
+            reason = f"got {type(answer).__name__} ({error})"
+            raise JudgeFailed(f"judge {self.name} must return numbers, {reason}") from error
         if values.shape != (len(prompts),):
-            raise BadInput(f"judge {self.name} was asked {len(prompts)} pairs, but answered {tuple(values.shape)}")
+            raise JudgeFailed(f"judge {self.name} was asked {len(prompts)} pairs, but answered {tuple(values.shape)}")
         wrong = ~((values >= 0) & (values <= 1))
         if wrong.any():
             row = int(wrong.nonzero()[0])
-            raise BadInput(f"judge {self.name} answered {values[row].item()} for pair {row}; it must be in [0, 1]")
+            raise JudgeFailed(f"judge {self.name} answered {values[row].item()} for pair {row}; it must be in [0, 1]")
         return values

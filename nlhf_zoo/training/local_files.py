@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["digest", "named", "rooted"]
+__all__ = ["digests", "named", "rooted"]
 
 _OWN = ("model", "reference", "tokenizer", "prompts", "eval_prompts", "labelled_pairs")
 _JUDGES = ("oracle_options", "eval_oracle_options")
@@ -24,14 +24,20 @@ def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     return _with_files(settings, lambda path: path.name)
 
 
-def digest(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of all that lies in these files and folders; "" where everything comes from the hub."""
-    paths: set[Path] = set()
-    _with_files(settings, lambda path: paths.add(path) or str(path))
-    if not paths:
-        return ""
+def digests(settings: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of all that lies in these files and folders, by the name of the setting; what is no file has none."""
+    return {name: _digest(paths) for name in (*_OWN, *_JUDGES) if (paths := _paths({name: settings.get(name)}))}
+
+
+def _paths(settings: Mapping[str, Any]) -> list[Path]:
+    paths: list[Path] = []
+    _with_files(settings, lambda path: paths.append(path) or str(path))
+    return paths
+
+
+def _digest(paths: list[Path]) -> str:
     found = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
+    for path in paths:
         for name, file in _files(path):
             with file.open("rb") as handle:
                 found.update(f"{name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())

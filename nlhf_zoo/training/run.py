@@ -30,7 +30,7 @@ from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.context import check_context
 from nlhf_zoo.training.export import save_policy
 from nlhf_zoo.training.judges import JudgeWatch, build_judges, comparable
-from nlhf_zoo.training.local_files import rooted
+from nlhf_zoo.training.local_files import digests, rooted
 from nlhf_zoo.training.loggers import make_logger
 from nlhf_zoo.training.memory import load_pool
 from nlhf_zoo.training.model_card import model_card
@@ -50,7 +50,7 @@ __all__ = ["prompts_of", "train"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
-_LOCK = ".lock"
+_LOCK, _INPUTS = ".lock", "inputs.json"
 
 
 @attrs.frozen
@@ -68,9 +68,9 @@ class Run:
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate, and write the run's folder.
 
-    `config.out` receives config.yaml, checkpoints/, logs/, samples/, warnings.jsonl, policy/ (transformers format,
-    with tokenizer), evaluations.jsonl (one row an evaluation on the way) and result.json, the last of these when all
-    is done.
+    `config.out` receives config.yaml, inputs.json (digests of the local files that were read), checkpoints/, logs/,
+    samples/, warnings.jsonl, policy/ (transformers format, with tokenizer), evaluations.jsonl (one row an evaluation on
+    the way) and result.json, the last of these when all is done.
 
     Returns:
         What result.json holds: solver, beta, steps, queries, seconds, tokens_generated, models_held, win_rate
@@ -108,6 +108,7 @@ def _trained(run: Run, given: TrainConfig, checkpoint: str | None) -> dict[str, 
             sweep(folder)
         saved = yaml.safe_dump(plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True)
         write_text(out / "config.yaml", saved)
+        write_text(out / _INPUTS, json.dumps(_inputs(config), indent=2) + "\n")
     module, trainer = run.module, run.trainer
     data = PromptData(run.prompts, config.batch_size, config.seed)
     held = models_held(run.solver, module.game, config.inner_steps)
@@ -188,6 +189,20 @@ def _same_run(config: TrainConfig) -> None:
                 f"resume: {name} was {before[name]!r} in the run in {config.out}, and is {value!r} now;"
                 " resume with the same, or give a new folder"
             )
+    inputs = config.out / _INPUTS
+    begun = json.loads(inputs.read_text(encoding="utf-8")) if inputs.is_file() else {}
+    for name, value in _inputs(config).items():
+        if begun.get(name, value) != value:
+            raise BadInput(
+                f"resume: the files of {name} ({getattr(config, name)}) have changed since the run in {config.out}"
+                " began; put them back, or give a new folder"
+            )
+
+
+def _inputs(config: TrainConfig) -> dict[str, str]:
+    """Digests of the local files that a resumed run must find as they were."""
+    settings = attrs.asdict(config, recurse=False)
+    return digests({name: value for name, value in settings.items() if name not in _FREE})
 
 
 def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
