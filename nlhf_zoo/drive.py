@@ -63,7 +63,12 @@ def configure(solver: Solver | str, /, **hyperparameters: Any) -> Solver:
     if isinstance(solver, Solver):
         return attrs.evolve(solver, **hyperparameters) if hyperparameters else solver  # type: ignore[type-var]
     cls = lookup("solvers", solver)
-    known = [field.name for field in attrs.fields(cls)]
+    try:
+        known = [field.name for field in attrs.fields(cls)]
+    except attrs.exceptions.NotAnAttrsClassError:
+        raise BadInput(
+            f"{solver}: its class {cls.__name__} is no attrs class; decorate it with @attrs.frozen"
+        ) from None
     for name in hyperparameters:
         if name not in known:
             raise BadInput(f"{solver} has no hyperparameter {name!r}; it has {', '.join(known) or 'none'}")

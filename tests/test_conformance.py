@@ -130,6 +130,31 @@ def test_bad_input_is_one_line() -> None:
         assert len(str(raised.value).splitlines()) == 1
 
 
+def test_a_class_that_is_not_decorated_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgot(Solver):
+        name = "forgot"
+
+        def propose(self, game: Any, state: Any) -> Any: ...
+
+        def accept(self, game: Any, state: Any, outcome: Any) -> Any: ...
+
+    monkeypatch.setattr("nlhf_zoo.drive.lookup", lambda kind, name: Forgot)
+    with pytest.raises(BadInput, match=r"forgot: its class Forgot .* decorate it with @attrs.frozen"):
+        configure("forgot")
+
+
+def test_a_value_out_of_range_is_told_in_short() -> None:
+    @attrs.frozen
+    class Misspelt(MP):
+        @property
+        def guarantees(self) -> tuple[Guarantee, ...]:
+            return (Guarantee(metric="klx", bound=None, source="a test"),)  # type: ignore[arg-type]
+
+    result = check_property(Misspelt(), "declares-itself")
+    assert "'metric' must be in" in result.detail
+    assert "Attribute(" not in result.detail
+
+
 def test_what_does_not_apply_says_why() -> None:
     report = check_solver(
         configure("nash_mp", kappa=0.3),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nlhf_zoo as nz
 from nlhf_zoo.registry import lookup
+from nlhf_zoo.testing.properties import declares_itself
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -25,6 +26,7 @@ def test_the_solver_example_converges() -> None:
     game = nz.Game(lookup("games", "random")(seed=0, responses=10), beta=0.2)
     (solver,) = names["nlhf_zoo_solvers"]()
     assert nz.solve(game, solver(), steps=2000, every=2000).history[-1]["kl_to_equilibrium"] < 1e-12
+    declares_itself(solver())  # or `nlhf-zoo check mine` would try nothing else
 
 
 def test_every_solver_is_in_the_table() -> None:

@@ -146,7 +146,9 @@ def check_property(
 def _words(error: Exception) -> str:
     if isinstance(error, Violation):
         return str(error)
-    return f"it raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    # attrs' validators put the whole field into further arguments.
+    said = str(error.args[0] if len(error.args) > 1 else error)
+    return f"it raised {type(error).__name__}: {(said.splitlines() or [''])[0]}"
 
 
 class _NoSmaller(BaseException):  # no Exception, so that hypothesis lets it through and does not shrink
