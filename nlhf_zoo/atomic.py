@@ -26,7 +26,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         durable: wait until the disk has it, so that it outlives a power failure as well.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full.
+        OSError: the folder is missing or not writable, or the disk is full; it names `path`.
     """
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
@@ -40,8 +40,12 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         os.umask(umask)
         Path(scratch).chmod(0o666 & ~umask)
         Path(scratch).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(scratch).unlink(missing_ok=True)
+        # A write knows no file name, and `torch.save` raises an error of its own over that of the write.
+        why = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(why, OSError) and why.errno is not None and why.filename is None:
+            raise OSError(why.errno, why.strerror, str(path)) from error
         raise
     if durable:
         _flush_folder(path.parent)

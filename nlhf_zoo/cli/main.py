@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fault("interrupted", INTERRUPTED)
         return stop.code if isinstance(stop.code, int) else FAILED
     except OSError as error:
-        return _fault(str(error), BAD_INPUT)
+        return _fault(f"{error.filename}: {error.strerror}" if error.filename else str(error), BAD_INPUT)
 
 
 def _fault(message: str, code: int) -> int:

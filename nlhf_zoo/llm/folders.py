@@ -23,11 +23,19 @@ def save_folder(path: str | os.PathLike[str], model: Any, tokenizer: Any, texts:
     Args:
         path: the folder, made where missing.
         texts: name of a file -> its content.
+
+    Raises:
+        OSError: the disk is full, or the like.
     """
+    from safetensors import SafetensorError
+
     target = Path(path)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED) as scratch:
-        model.save_pretrained(scratch)
+        try:
+            model.save_pretrained(scratch)
+        except SafetensorError as error:
+            raise OSError(f"{target}: {error}") from error
         tokenizer.save_pretrained(scratch)
         for name, content in texts.items():
             Path(scratch, name).write_text(content, encoding="utf-8")
