@@ -457,6 +457,15 @@ def test_moved_files_are_the_same_game(tmp_path: Path, monkeypatch: pytest.Monke
     assert relative.config.model == str(tmp_path / "here" / "lm")
 
 
+def test_saved_settings_name_a_models_files_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train = {"model": "lm", "prompts": "prompts.jsonl", "oracle": "reward_model", "oracle_options": {"path": "judge"}}
+    nz.compare([{"name": "lm", "train": train}], ["mmd"], queries=9, seeds=1, out="out", report=False)
+    saved = yaml.safe_load(Path("out/config.yaml").read_text())["games"][0]["train"]
+    assert [saved["model"], saved["oracle_options"]["path"]] == [str(tmp_path / "lm"), str(tmp_path / "judge")]
+
+
 def test_what_a_judge_may_cost_is_no_part_of_the_game(tmp_path: Path) -> None:
     asked = {"model": "m", "base_url": "http://127.0.0.1:1/v1", "key_env": "none"}
     keys = {

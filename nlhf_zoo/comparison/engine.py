@@ -23,6 +23,7 @@ from nlhf_zoo.comparison.tuning import Choice, chosen, tuning_seeds
 from nlhf_zoo.comparison.workers import performed
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.plain import plain
+from nlhf_zoo.training.local_files import rooted
 
 __all__ = ["Comparison", "run_comparison"]
 
@@ -148,7 +149,9 @@ class _Work:
         from nlhf_zoo.games.named import is_registered
 
         given = plain({"name": raw} if isinstance(raw, str) else raw)
-        if given.get("train") is None and not is_registered(given["name"]):
+        if given.get("train") is not None:
+            return {**given, "train": rooted(given["train"])}
+        if not is_registered(given["name"]):
             given["name"] = str(Path(given["name"]).absolute())
         if given.get("reference"):
             given["reference"] = str(Path(given["reference"]).absolute())
