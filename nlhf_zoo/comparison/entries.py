@@ -52,21 +52,6 @@ def _text(_: Any, field: Any, value: Any) -> None:
         raise BadInput(f"{field.name} must be a text, got {value!r}")
 
 
-def _number(_: Any, field: Any, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise BadInput(f"{field.name} must be >= 0 and a finite number, got {value!r}")
-
-
-def _whole_number(_: Any, field: Any, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadInput(f"{field.name} must be >= 1 and a whole number, got {value!r}")
-
-
-def _text(_: Any, field: Any, value: Any) -> None:
-    if not isinstance(value, str):
-        raise BadInput(f"{field.name} must be a text, got {value!r}")
-
-
 @attrs.frozen(kw_only=True)
 class GameEntry:
     """One game of a comparison, on a table or (`train`) on a language model.
