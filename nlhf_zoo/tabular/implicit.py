@@ -45,10 +45,18 @@ def solve_implicit(
     if not isinstance(divergence, ReverseKL):
         return _general(oracle, anchors, divergence, start, generator)
     total = sum(weight for _, weight in anchors)
-    scheme, queries = (_once, 1) if total >= 0.5 else (_twice, 2)
+
+    def answer(log_probs: Tensor, held: Anchors) -> Tensor:
+        return divergence.improve(oracle.payoff(log_probs.exp(), generator=generator), held)
+
+    queries = 1 if total >= 0.5 else 2
     current, needed, taken = start, _iterations(total), 0
     while queries * needed <= oracle.num_responses and taken < 1.5 * needed + 10:
-        new = scheme(oracle, anchors, divergence, current, generator)
+        if queries == 1:
+            new = answer(current, anchors)
+        else:
+            held = [*anchors, (current, 0.5)]
+            new = answer(answer(current, held), held)
         taken += 1
         # Log-probabilities of size s carry rounding of s * 2e-16: asking for less would never end.
         change = float((span(new, current) / (1 + new.abs().amax())).amax())
@@ -63,28 +71,6 @@ def _iterations(total: float) -> float:
     if total == 0.5:
         return math.inf
     return -math.log(_TOLERANCE) / (math.log(2 * total) if total > 0.5 else math.log1p(2 * total))
-
-
-def _once(
-    oracle: EnumerableOracle,
-    anchors: Anchors,
-    divergence: Divergence,
-    log_probs: Tensor,
-    generator: torch.Generator | None,
-) -> Tensor:
-    return divergence.improve(oracle.payoff(log_probs.exp(), generator=generator), anchors)
-
-
-def _twice(
-    oracle: EnumerableOracle,
-    anchors: Anchors,
-    divergence: Divergence,
-    log_probs: Tensor,
-    generator: torch.Generator | None,
-) -> Tensor:
-    held = [*anchors, (log_probs, 0.5)]
-    half = _once(oracle, held, divergence, log_probs, generator)
-    return _once(oracle, held, divergence, half, generator)
 
 
 def _from_the_matrix(
