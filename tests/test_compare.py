@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -535,7 +536,11 @@ def started(out: Path, *more: str) -> subprocess.Popen[bytes]:
     """The command in a process group of its own; what it says on stderr goes to a file beside `out`."""
     command = [sys.executable, "-m", "nlhf_zoo", "compare", *COMMAND, "--out", str(out), *more]
     with said(out).open("w", encoding="utf-8") as log:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
+        # A shell's background jobs, and so their children, ignore Ctrl-C.
+        heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True, preexec_fn=heard
+        )
 
 
 def said(out: Path) -> Path:
