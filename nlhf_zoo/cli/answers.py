@@ -12,15 +12,19 @@ from nlhf_zoo.errors import BadInput
 __all__ = ["claim_folder", "write_files"]
 
 
-def claim_folder(out: Path, overwrite: bool) -> None:
+def claim_folder(out: Path, overwrite: bool | None = None) -> None:
     """Pass where `write_files` will be able to write; asked before the work, not after it.
+
+    Args:
+        overwrite: what --overwrite says; `None` for a verb without it.
 
     Raises:
         BadInput: not a folder, not empty (unless `overwrite`), or not permitted.
     """
     if out.is_dir():
         if not overwrite and any(out.iterdir()):
-            raise BadInput(f"--out {out}: the folder is not empty; name another one, or give --overwrite")
+            mend = "name another one" if overwrite is None else "name another one, or give --overwrite"
+            raise BadInput(f"--out {out}: the folder is not empty; {mend}")
     elif out.exists() or out.is_symlink():
         raise BadInput(f"--out {out}: is not a folder; name one that is new or empty")
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

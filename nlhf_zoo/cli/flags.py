@@ -10,6 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -206,7 +207,7 @@ def placeholder(hint: Any) -> str:
     kinds = _alternatives(hint)
     if typing.get_origin(kinds[0]) is Literal:
         return "{" + ",".join(map(str, typing.get_args(kinds[0]))) + "}"
-    return {int: "N", float: "X", str: "TEXT"}.get(kinds[0], "PATH") if len(kinds) == 1 else "VALUE"
+    return {int: "N", float: "X", Path: "PATH"}.get(kinds[0], "TEXT") if len(kinds) == 1 else "VALUE"
 
 
 def _alternatives(hint: Any) -> list[Any]:

@@ -84,7 +84,7 @@ def run(options: NewOptions) -> Answer:
 
     made = project_files(options.name)
     out = options.out or Path(options.name)
-    claim_folder(out, overwrite=False)
+    claim_folder(out)
     for path in made:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
     write_files(out, made)
