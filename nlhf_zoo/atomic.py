@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,20 +28,17 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; it names `path`.
     """
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(6)}{UNFINISHED}")
+    opened = scratch.open("xb")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with opened as file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a result is as readable as any other file here.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(scratch).chmod(0o666 & ~umask)
-        Path(scratch).replace(path)
+        scratch.replace(path)
     except BaseException as error:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         # A write knows no file name, and `torch.save` raises an error of its own over that of the write.
         why = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(why, OSError) and why.errno is not None and why.filename is None:
