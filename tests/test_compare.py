@@ -22,6 +22,7 @@ from nlhf_zoo.cli import main
 from nlhf_zoo.comparison.claims import claimed
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.draws import CommonDraws
+from nlhf_zoo.comparison.engine import Comparison
 from nlhf_zoo.comparison.entries import game_entries, solver_entries
 from nlhf_zoo.comparison.scores import FEWEST, combined, ranking
 from nlhf_zoo.comparison.summary import overall
@@ -60,18 +61,21 @@ def told(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """A comparison with a grid and a sampled game, played in one go by one process."""
-    out = tmp_path_factory.mktemp("compare") / "plain"
-    nz.compare(**mixed(), out=out)
-    return out
+    return nz.compare(**mixed(), out=tmp_path_factory.mktemp("compare") / "plain")
+
+
+@pytest.fixture(scope="module")
+def plain(whole: Comparison) -> Path:
+    return whole.folder
 
 
 def mixed() -> dict[str, Any]:
     return settings(games=[GAME, {**GAME, "comparisons": 2, "label": "sampled"}], solvers=[GRID, "online_dpo"])
 
 
-def test_folder_holds_what_its_schema_says(plain: Path) -> None:
+def test_folder_holds_what_its_schema_says(whole: Comparison, plain: Path) -> None:
     from nlhf_zoo.comparison.folder import COLUMNS, Folder
 
     rows = measured(plain)
@@ -89,18 +93,19 @@ def test_folder_holds_what_its_schema_says(plain: Path) -> None:
     found = setting(game_entries([GAME], CompareConfig(**settings(out="x")))[0], 0)
     assert np.array_equal(game["equilibrium"], found.target.log_probs.numpy())
     for row in runs:
-        policy = np.load(plain / "policies" / f"{row['cell']}.npz")
-        assert policy["probabilities"].sum() == pytest.approx(1)
+        policy = whole.policy(row["cell"])
+        assert sum(policy["probabilities"]) == pytest.approx(1)
+        assert policy["labels"] == [str(at) for at in range(12)]
 
 
-def test_a_cell_is_what_solve_gives(plain: Path) -> None:
+def test_a_cell_is_what_solve_gives(whole: Comparison, plain: Path) -> None:
     (cell,) = {row["cell"] for row in measured(plain) if row["solver"] == "online_dpo" and row["seed"] == 1
                and row["game"] == "low_rank responses=12"}  # fmt: skip
     from nlhf_zoo.registry import lookup
 
     game = nz.Game(lookup("games", "low_rank")(seed=1, responses=12), beta=0.1)
     result = nz.solve(game, "online_dpo", queries=40, seed=1)
-    assert np.array_equal(np.load(plain / "policies" / f"{cell}.npz")["probabilities"], result.policy.probs.numpy())
+    assert whole.policy(cell)["probabilities"] == result.policy.probs.tolist()
 
 
 def test_bounds_stand_beside_what_they_speak_of(plain: Path) -> None:
@@ -547,9 +552,14 @@ def said(out: Path) -> Path:
     return out.with_suffix(".stderr")
 
 
+def finished(out: Path) -> list[bytes]:
+    """The lines of all cells that have ended."""
+    return [line for path in (out / "cells").glob("*.jsonl") for line in path.read_bytes().splitlines(keepends=True)]
+
+
 def wait_for_cells(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
     until = time.monotonic() + 120
-    while len(list((out / "cells").glob("*.json")) if out.exists() else []) < count:
+    while len(finished(out)) < count:
         assert process.poll() is None, said(out).read_text()
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -567,14 +577,15 @@ def test_killed_twice_it_ends_with_the_same(jobs: str, tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (broken / "summary.json").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in (broken / "cells").glob("*.json")}
+    kept = finished(broken)
     process = started(broken, "--jobs", jobs)
     assert process.wait(250) == 0
     assert measured(broken) == measured(whole)
     summaries = [told(folder) for folder in (broken, whole)]
     assert summaries[0]["games"] == summaries[1]["games"]
-    after = {path.name: path.stat().st_mtime_ns for path in (broken / "cells").glob("*.json")}
-    assert kept.items() <= after.items()
+    keys = [json.loads(line)["key"] for line in finished(broken) if line.endswith(b"\n")]
+    assert len(keys) == len(set(keys)) == 16
+    assert set(kept) <= set(finished(broken))
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def final_policies(done: Any) -> dict[tuple[str, int], dict[str, Floats]]:
     table = done.results().select(["game", "name", "seed", "role", "cell"]).to_pylist()
     for game, name, seed, role, cell in sorted({tuple(row.values()) for row in table}):
         if role == "run":
-            probabilities = np.load(done.folder / "policies" / f"{cell}.npz")["probabilities"]
+            probabilities = np.array(done.policy(cell)["probabilities"])
             with np.errstate(divide="ignore"):
                 found.setdefault((game, seed), {})[name] = np.log(probabilities)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.entries import GameEntry, SolverEntry, game_entries, solver_entries
 from nlhf_zoo.comparison.environment import environment
 from nlhf_zoo.comparison.folder import WIN_RATE_COLUMNS, Folder
+from nlhf_zoo.comparison.journal import Journal
 from nlhf_zoo.comparison.kinds import kind_of
 from nlhf_zoo.comparison.results import write_results
 from nlhf_zoo.comparison.summary import Played, game_summary, overall
@@ -41,12 +43,25 @@ class Comparison:
 
     folder: Path
     summary: Mapping[str, Any]
+    _journal: Journal
 
     def results(self) -> Any:
         """results.parquet as a pyarrow table, one row a measurement."""
         import pyarrow.parquet as pq
 
         return pq.read_table(self.folder / "results.parquet")
+
+    def policy(self, cell: str) -> Any:
+        """The final policy of a cell, which the column `cell` of the results names.
+
+        Returns:
+            On a table a mapping with the (Y,) lists `labels` and `probabilities`; of a language model its folder,
+            from this one.
+
+        Raises:
+            KeyError: there is no such cell.
+        """
+        return self._journal.policy(cell)
 
 
 def run_comparison(config: CompareConfig, progress: Progress | None = None, command: str | None = None) -> Comparison:
@@ -61,13 +76,14 @@ def run_comparison(config: CompareConfig, progress: Progress | None = None, comm
         KeyboardInterrupt: stopped; what had ended is in the folder, the report too.
     """
     work = _Work(config, progress, command)
-    try:
-        work.tune()
-        work.play()
-    except KeyboardInterrupt:
-        work.write(partial=True)
-        raise
-    return Comparison(config.out, work.write(partial=False))
+    with contextlib.closing(work.journal):
+        try:
+            work.tune()
+            work.play()
+        except KeyboardInterrupt:
+            work.write(partial=True)
+            raise
+        return Comparison(config.out, work.write(partial=False), work.journal)
 
 
 class _Work:
@@ -84,11 +100,12 @@ class _Work:
         self.choices: dict[str, dict[str, Choice]] = {game.label: {} for game in self.games}
         self.tuning = {game.label: self._tuning(game) for game in self.games}
         self.runs: dict[str, dict[str, list[Run]]] = {game.label: {} for game in self.games}
-        self._cells: dict[str, dict[str, Any]] = {}
         for game, entry in itertools.product(self.games, self.solvers):
             for point in entry.points:  # what a game refuses is said before a folder is made
                 self._run(game, entry, point, config.seed, "run")
-        self._claim()
+        self.planned = self._planned()
+        self.journal = self._claim()
+        self._cells: dict[str, Mapping[str, Any]] = {}
 
     # What is to be done
 
@@ -114,26 +131,30 @@ class _Work:
     def seeds(self, game: GameEntry) -> Sequence[int]:
         return self.kinds[game.label].seeds(range(self.config.seed, self.config.seed + self.config.seeds))
 
-    @property
-    def planned(self) -> int:
+    def _planned(self) -> int:
         tuning = {
             run.key for game in self.tuning.values() for points in game.values() for runs in points for run in runs
         }
         return len(tuning) + len(self.solvers) * sum(len(self.seeds(game)) for game in self.games)
 
-    def _claim(self) -> None:
+    def _claim(self) -> Journal:
         """Pass where the folder is new, empty, or a comparison's; and write down what is being done.
+
+        Returns:
+            Its finished cells.
 
         Raises:
             BadInput: it holds something else, or cannot be written to.
         """
         out = self.folder.root
         try:
-            if out.exists() and any(out.iterdir()) and not (out / "cells").is_dir():
+            if out.exists() and any(out.iterdir()) and not self.folder.cells.is_dir():
                 raise BadInput(f"out: {out} holds something that is no comparison; give a new folder")
             self.folder.make()
+            journal = Journal(self.folder.cells)
             self.folder.write_yaml("config.yaml", self._saved())
             self.folder.write_json("environment.json", environment(self.command))
+            return journal
         except OSError as error:
             raise BadInput(f"out: {out} cannot be written to: {error.strerror or error}") from None
 
@@ -195,21 +216,15 @@ class _Work:
         missing: dict[str, Task] = {}
         for task in tasks:
             key = task.key
-            cell = self._cells.get(key) or self.folder.read_cell(key)
-            if cell is None or not cell.get("lasting", True):
-                missing[key] = task
+            if key in self.journal.cells:
+                self._cells[key] = self.journal.cells[key]
             else:
-                self._cells[key] = cell
+                missing[key] = task
         self._tell()
-        keys = {id(task): key for key, task in missing.items()}
-        outcomes = performed(list(missing.values()), self.config.jobs, self.config.cluster)
-        for task, done in outcomes:
-            key = keys[id(task)]
+        for task, done in performed(list(missing.values()), self.config.jobs, self.config.cluster):
             content = {"task": plain(task.identity), **done.content}
-            if done.arrays is not None:
-                self.folder.write_npz(self.folder.policy(key), done.arrays)
-            self.folder.write_cell(key, content)
-            self._cells[key] = content
+            self.journal.append(task.key, content, done.policy)
+            self._cells[task.key] = content
             self._tell()
 
     def _tell(self) -> None:
@@ -254,7 +269,7 @@ class _Work:
             samples += [{"game": game.label, **row} for row in extra.pop("samples", ())]
             budget = {"queries": self.config.queries, "tokens": self.config.tokens}
             games[game.label], ranks = game_summary(played, {"budget": budget, **extra})
-            contestants.append(played.ranked()[0])
+            contestants.append([entry for entry, cells in played.cells.items() if cells])
             rankings.append(ranks)
         if win_rates:
             columns = {name: [row[name] for row in win_rates] for name in WIN_RATE_COLUMNS}

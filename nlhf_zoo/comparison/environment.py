@@ -54,9 +54,9 @@ def _commit() -> str | None:
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
-        told = subprocess.run(
-            ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
+        # Only looked at: a `git status` that is stopped while it refreshes the index would leave that locked.
+        looking = ["git", "--no-optional-locks", "-C", str(here.parent)]
+        told = subprocess.run([*looking, *arguments], capture_output=True, text=True, timeout=10, check=True)
         return told.stdout.strip()
 
     try:

@@ -2,11 +2,10 @@
 
 config.yaml             the resolved settings
 environment.json        versions, device, commit, command line, when
-cells/<key>.json        one finished cell: what it was, its measurements, how it ended
+cells/<session>.jsonl   one line a finished cell: what it was, its measurements, how it ended, its final policy
 results.parquet         tidy: one row a measurement, the columns in `COLUMNS`
 games/<slug>.npz        P, labels, reference, equilibrium (both log-probabilities), beta, kind, and for win
                         counts `wins`; of a game drawn from a seed, the one of the first seed
-policies/<key>.npz      the final policy of a cell on a table: labels, probabilities
 win_rates.parquet       language models: row, column, judge, mean, low, high, n, game (`WIN_RATE_COLUMNS`)
 samples.jsonl           language models: game, policy, prompt, text
 runs/<key>/             language models: the training run's own folder
@@ -81,31 +80,18 @@ class Folder:
         self.root = Path(root)
 
     def make(self) -> None:
-        for part in ("cells", "games", "policies"):
-            (self.root / part).mkdir(parents=True, exist_ok=True)
+        for part in (self.cells, self.root / "games"):
+            part.mkdir(parents=True, exist_ok=True)
 
-    def cell(self, key: str) -> Path:
-        return self.root / "cells" / f"{key}.json"
-
-    def policy(self, key: str) -> Path:
-        return self.root / "policies" / f"{key}.npz"
+    @property
+    def cells(self) -> Path:
+        return self.root / "cells"
 
     def game(self, label: str) -> Path:
         return self.root / "games" / f"{slug(label)}.npz"
 
     def run(self, key: str) -> Path:
         return self.root / "runs" / key
-
-    def read_cell(self, key: str) -> dict[str, Any] | None:
-        """What `write_cell` wrote; `None` where the cell has not ended."""
-        try:
-            return json.loads(self.cell(key).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-
-    def write_cell(self, key: str, content: Mapping[str, Any]) -> None:
-        # Not finite numbers are Python's own NaN and Infinity: a gap may well be infinite.
-        write_text(self.cell(key), json.dumps(content, separators=(",", ":")))
 
     def write_json(self, name: str, content: Any) -> None:
         write_text(self.root / name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -140,7 +140,7 @@ class _Table(Kind):
         arrays = {
             "label": np.array(self.game.label),
             "P": np.asarray(matrix),
-            "labels": labels_of(found.oracle),
+            "labels": np.array(labels_of(found.oracle), dtype=str),
             "reference": np.asarray(found.game.reference.log_probs),  # type: ignore[attr-defined]  # a table's
             "equilibrium": np.asarray(target.log_probs),
             "beta": np.array(self.game.beta),

@@ -79,7 +79,7 @@ class LanguageRun(Run):
         rows = _rows(self.out / "evaluations.jsonl", result)
         # Checkpoints are for going on with a run that was stopped; this one has ended.
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
-        return Done({"rows": rows, "policy": str((self.out / "policy").relative_to(self.root))})
+        return Done({"rows": rows}, str((self.out / "policy").relative_to(self.root)))
 
 
 def _rows(evaluations: Path, result: Mapping[str, Any]) -> Mapping[str, Any]:

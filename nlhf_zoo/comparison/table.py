@@ -116,7 +116,7 @@ class TableRun(Run):
             strict=True,
             target=found.target,
         )
-        return Done({"rows": _rows(result)}, _arrays(result, found.oracle))
+        return Done({"rows": _rows(result)}, _policy(result, found.oracle))
 
 
 def _rows(result: Result) -> Mapping[str, Any]:
@@ -130,15 +130,11 @@ def _rows(result: Result) -> Mapping[str, Any]:
     }
 
 
-def _arrays(result: Result, oracle: EnumerableOracle) -> Mapping[str, Any]:
-    import numpy as np
-
+def _policy(result: Result, oracle: EnumerableOracle) -> Mapping[str, Any]:
     assert isinstance(result.policy, TabularPolicy)
-    return {"labels": labels_of(oracle), "probabilities": np.asarray(result.policy.probs)}
+    return {"labels": labels_of(oracle), "probabilities": result.policy.probs.tolist()}
 
 
-def labels_of(oracle: EnumerableOracle) -> Any:
+def labels_of(oracle: EnumerableOracle) -> list[str]:
     """(Y,) names; the numbers from 0 where there are none."""
-    import numpy as np
-
-    return np.array(oracle.labels if oracle.labels else [str(i) for i in range(oracle.num_responses)], dtype=str)
+    return [str(label) for label in oracle.labels or range(oracle.num_responses)]

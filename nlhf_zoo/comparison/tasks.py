@@ -26,11 +26,11 @@ class Done:
 
     Attributes:
         content: what is written down, in JSON's types.
-        arrays: to be written beside it as npz, if any.
+        policy: of a run, the final policy (labels and probabilities), or where it lies; in JSON's types.
     """
 
     content: Mapping[str, Any]
-    arrays: Mapping[str, Any] | None = None
+    policy: Mapping[str, Any] | str | None = None
 
 
 class Task(ABC):

@@ -69,7 +69,7 @@ class Uncertainty(Task):
             {
                 "draws": self.draws,
                 "level": LEVEL,
-                "labels": labels_of(found.oracle).tolist(),
+                "labels": labels_of(found.oracle),
                 "mass": target.probs.tolist(),
                 "low": low.tolist(),
                 "high": high.tolist(),

@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from nlhf_zoo.comparison.config import CompareConfig
-from nlhf_zoo.comparison.engine import run_comparison
+from nlhf_zoo.comparison.engine import Comparison, run_comparison
 from nlhf_zoo.report.comparison import measured
 from nlhf_zoo.report.convergence import METRICS, Measured
 from nlhf_zoo.report.reading import PlayedGame, read_comparison
@@ -77,16 +77,13 @@ def play(out: Path, *, queries: int, seeds: int, seed: int, tuned: bool, progres
     (told,) = done.summary["games"].values()
     return Play(
         game=attrs.evolve(found, runs=runs),
-        finals=_finals(done.results(), out, seed),
+        finals=_finals(done, seed),
         etas={read.names[called]: choice["chosen"]["eta"] for called, choice in (told.get("tuning") or {}).items()},
     )
 
 
-def _finals(results: Any, out: Path, seed: int) -> dict[str, np.ndarray]:
+def _finals(done: Comparison, seed: int) -> dict[str, np.ndarray]:
+    results = done.results()
     columns = [results[name].to_pylist() for name in ("role", "seed", "name", "cell")]
     cells = {name: cell for role, of, name, cell in zip(*columns, strict=True) if (role, of) == ("run", seed)}
-    finals = {}
-    for name, cell in cells.items():
-        with np.load(out / "policies" / f"{cell}.npz", allow_pickle=False) as arrays:
-            finals[name] = arrays["probabilities"]
-    return finals
+    return {name: np.array(done.policy(cell)["probabilities"]) for name, cell in cells.items()}
