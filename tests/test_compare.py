@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -531,6 +532,90 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(nz.BadInput, match="holds something that is no comparison"):
         nz.compare(**settings(), out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+BEFORE: dict[str, Any] = settings(
+    games=["rock_paper_scissors", {**GAME, "comparisons": 2, "label": "sampled"}],
+    solvers=[GRID, "online_dpo"],
+    seeds=2,
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nz.compare(**BEFORE, out=tmp_path_factory.mktemp("compare") / "before").folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"queries": 80}, "with queries 40, not 80"),
+        ({"steps": 5}, "with steps unlimited, not 5"),
+        ({"seeds": 1}, "with the seeds 3 to 4, not 3 to 3"),
+        ({"seed": 4}, "with the seeds 3 to 4, not 4 to 5"),
+        ({"games": BEFORE["games"][1:]}, "with a game 'rock_paper_scissors', which this one lacks"),
+        ({"games": [BEFORE["games"][0], {**GAME, "label": "sampled"}]}, "with game 'sampled' set otherwise"),
+        ({"beta": 0.2}, "with game 'rock_paper_scissors' set otherwise"),
+        ({"solvers": ["mmd"]}, "with a solver 'nash_mp tuned', which this one lacks"),
+        (
+            {"solvers": [{"name": "nash_mp", "options": {"eta": [0.05, 0.1]}}, "online_dpo"]},
+            "'nash_mp tuned' set other",
+        ),
+        ({"tuning_games": ["random"]}, "tuned on its own games"),
+    ],
+)
+def test_another_comparison_is_refused(change: Any, words: str, before: Path) -> None:
+    files = {path: path.read_bytes() for path in before.rglob("*") if path.is_file()}
+    with pytest.raises(nz.BadInput, match="holds another comparison") as refusal:
+        nz.compare(**{**BEFORE, **change}, out=before)
+    assert words in str(refusal.value)
+    assert files == {path: path.read_bytes() for path in before.rglob("*") if path.is_file()}
+
+
+def test_a_comparison_grows(before: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grown"
+    shutil.copytree(before, out)
+    larger = {"name": "nash_mp", "options": {"eta": [0.02, 0.05, 0.5]}}
+    more = {"games": [*BEFORE["games"], "random"], "solvers": ["online_dpo", larger, "mmd"], "seed": 2, "seeds": 4}
+    grown = nz.compare(**{**BEFORE, **more, "draws": 7}, out=out)
+    assert set(grown.summary["games"]) == {"rock_paper_scissors", "sampled", "random"}
+    old = {row["cell"] for row in measured(before) if row["entry"] == "online_dpo" and row["game"] == "sampled"}
+    assert old < {row["cell"] for row in measured(out)}
+    assert nz.compare(**{**BEFORE, **more}, out=out).summary["cells"] == grown.summary["cells"]
+
+
+def test_a_comparison_without_a_cell_may_be_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nlhf_zoo.comparison import engine
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "performed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        nz.compare(**BEFORE, out=tmp_path)
+    monkeypatch.undo()
+    assert nz.compare(**settings(seeds=1), out=tmp_path).summary["cells"]["done"] == 2
+
+
+def test_every_contestant_has_rows_of_its_own(tmp_path: Path) -> None:
+    chosen = {"name": "nash_mp", "options": {"eta": 0.5}}
+    twice = [{**GAME, "label": "one"}, {**GAME, "label": "two"}]
+    made = nz.compare(**settings(games=twice, solvers=[GRID, chosen], tuning_games=["random"], seeds=2), out=tmp_path)
+    rows = [row for row in made.results().to_pylist() if row["role"] == "run"]
+    for game in ("one", "two"):
+        assert made.summary["games"][game]["tuning"]["nash_mp tuned"]["chosen"] == {"eta": 0.5}
+        cells = {
+            entry: {row["cell"] for row in rows if (row["entry"], row["game"]) == (entry, game)}
+            for entry in ("nash_mp tuned", "nash_mp eta=0.5")
+        }
+        assert len(cells["nash_mp tuned"]) == 2
+        assert cells["nash_mp tuned"] == cells["nash_mp eta=0.5"]
+    tuning = [row for row in made.results().to_pylist() if row["role"] == "tuning"]
+    assert {row["entry"] for row in tuning} == {"nash_mp tuned"}
+    # Each measurement of a contestant is there once, though both games are tuned on the same cells.
+    places = [(row["entry"], row["cell"], row["metric"], row["step"]) for row in tuning]
+    assert len(places) == len(set(places))
 
 
 COMMAND = ["--game", "low_rank", "--game-set", "responses=12", "--solver", "nash_mp", "--grid", "eta=0.05,0.2",

@@ -7,18 +7,11 @@ from typing import Any
 
 import torch
 
-from nlhf_zoo.interfaces import Game, Guarantee, Solver
+from nlhf_zoo.interfaces import MEASURED, Game, Guarantee, Solver
 from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.tabular import TabularPolicy
 
-__all__ = ["METRICS", "claimed"]
-
-METRICS: Mapping[str, str] = {
-    "kl": "kl_to_equilibrium",
-    "span": "span_to_equilibrium",
-    "duality_gap": "duality_gap",
-}
-"""A guarantee's metric -> the measurement that it speaks of."""
+__all__ = ["claimed"]
 
 
 def claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -33,7 +26,7 @@ def claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) ->
     for guarantee in solver.guarantees:
         if not _speaks_of(guarantee, game):
             continue
-        metric = METRICS[guarantee.metric]
+        metric = MEASURED[guarantee.metric]
         if metric not in history[0]:
             continue
         initial = torch.tensor(float(history[0][metric]), dtype=torch.float64)
@@ -51,7 +44,7 @@ def _speaks_of(guarantee: Guarantee, game: Game) -> bool:
         guarantee.bound is not None
         and guarantee.target is None
         and guarantee.iterate == "last"
-        and guarantee.metric in METRICS
+        and guarantee.metric in MEASURED
         and (guarantee.certainty != "sure") == sampled
         and guarantee.holds(game)
     )

@@ -18,6 +18,7 @@ from nlhf_zoo.comparison.environment import environment
 from nlhf_zoo.comparison.folder import WIN_RATE_COLUMNS, Folder
 from nlhf_zoo.comparison.journal import Journal
 from nlhf_zoo.comparison.kinds import kind_of
+from nlhf_zoo.comparison.plan import check_continues, plan
 from nlhf_zoo.comparison.results import write_results
 from nlhf_zoo.comparison.summary import Played, game_summary, overall
 from nlhf_zoo.comparison.tasks import Run, Task
@@ -138,7 +139,7 @@ class _Work:
         return len(tuning) + len(self.solvers) * sum(len(self.seeds(game)) for game in self.games)
 
     def _claim(self) -> Journal:
-        """Pass where the folder is new, empty, or a comparison's; and write down what is being done.
+        """Pass where the folder is new, empty, or this comparison's; and write down what is being done.
 
         Returns:
             Its finished cells.
@@ -150,8 +151,12 @@ class _Work:
         try:
             if out.exists() and any(out.iterdir()) and not self.folder.cells.is_dir():
                 raise BadInput(f"out: {out} holds something that is no comparison; give a new folder")
+            planned = plan(self.config, self.games, self.tuning_games, self.solvers)
             self.folder.make()
             journal = Journal(self.folder.cells)
+            if journal.cells:
+                check_continues(self.folder.plan, planned)
+            self.folder.write_json(self.folder.plan.name, planned)
             self.folder.write_yaml("config.yaml", self._saved())
             self.folder.write_json("environment.json", environment(self.command))
             return journal
@@ -237,7 +242,8 @@ class _Work:
         """results.parquet, summary.json, the games and the report, out of the cells that have ended."""
         runs = [run for game in self.runs.values() for found in game.values() for run in found]
         tuning = [run for game in self.tuning.values() for points in game.values() for found in points for run in found]
-        distinct = list({run.key: run for run in (*tuning, *runs)}.values())
+        # One cell may be that of two contestants, one of them tuned, or of a game under two labels.
+        distinct = {(run.key, run.game.label, run.entry, run.role): run for run in (*tuning, *runs)}.values()
         ended = [(run, self._cells[run.key]) for run in distinct if run.key in self._cells]
         write_results(self.folder, ended)
         summary = self._summary(partial, ended)
@@ -276,12 +282,13 @@ class _Work:
             self.folder.write_table("win_rates.parquet", WIN_RATE_COLUMNS, columns)
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
             write_text(self.folder.root / "samples.jsonl", "".join(lines))
-        failed = sum("error" in cell for _, cell in ended)
+        done = {run.key: cell for run, cell in ended}
+        failed = sum("error" in cell for cell in done.values())
         return plain(
             {
                 "command": self.command,
                 "partial": partial,
-                "cells": {"planned": self.planned, "done": len(ended), "failed": failed},
+                "cells": {"planned": self.planned, "done": len(done), "failed": failed},
                 "games": games,
                 "overall": overall(contestants, rankings),
             }

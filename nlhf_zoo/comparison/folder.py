@@ -1,6 +1,7 @@
 """The folder of a comparison: what lies where, and how it is read and written.
 
 config.yaml             the resolved settings
+plan.json               what is compared, by which a later command is known to go on with it
 environment.json        versions, device, commit, command line, when
 cells/<session>.jsonl   one line a finished cell: what it was, its measurements, how it ended, its final policy
 results.parquet         tidy: one row a measurement, the columns in `COLUMNS`
@@ -30,6 +31,7 @@ __all__ = ["COLUMNS", "WIN_RATE_COLUMNS", "Folder", "slug"]
 COLUMNS: Mapping[str, str] = {
     "game": "string",
     "solver": "string",
+    "entry": "string",
     "name": "string",
     "options": "string",
     "seed": "int64",
@@ -45,9 +47,10 @@ COLUMNS: Mapping[str, str] = {
 }
 """Of results.parquet, with their Arrow types.
 
-game: the label of a game; solver: the label of a solver with its hyperparameters, "nash_mp eta=0.1"; name: the
-registered name; options: JSON text; role: "run", or "tuning" on seeds that no run has; step, queries, tokens,
-seconds: spent so far (seconds of the solver alone, measurements left out); metric: "duality_gap",
+game: the label of a game; solver: the label of a solver with its hyperparameters, "nash_mp eta=0.1"; entry: what the
+contestant is called, "nash_mp tuned"; name: the registered name; options: JSON text; role: "run", or "tuning" on
+seeds that no run has; step, queries, tokens, seconds: spent so far (seconds of the solver alone, measurements left
+out); metric: "duality_gap",
 "kl_to_equilibrium", "span_to_equilibrium", and for language models "win_rate_training", "win_rate_held_out",
 "kl_to_reference", "length"; bound: what a guarantee of this solver claims of this metric here, null where none
 does; cell: the key of the cell that it comes from.
@@ -82,6 +85,10 @@ class Folder:
     def make(self) -> None:
         for part in (self.cells, self.root / "games"):
             part.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
 
     @property
     def cells(self) -> Path:

@@ -18,6 +18,7 @@ Cells = Sequence[tuple[Run, Mapping[str, Any]]]
 _OF_A_CELL: Mapping[str, Callable[[Run], str]] = {
     "game": lambda run: run.game.label,
     "solver": lambda run: run.solver,
+    "entry": lambda run: run.entry,
     "name": lambda run: run.name,
     "options": lambda run: json.dumps(dict(run.options)),
     "role": lambda run: run.role,
