@@ -22,6 +22,11 @@ from nlhf_zoo.tabular import NotConverged, TabularPolicy, equilibrium
 
 __all__ = ["Result", "advance", "configure", "duality_gap", "equilibrium_of", "iterates", "solve"]
 
+_MOST_UPDATES = 10_000
+"""Of one step, in which registered solvers take a few."""
+_MOST_SILENT = 10_000
+"""Steps without a query, of a run that only its queries end."""
+
 
 @attrs.frozen(eq=False)
 class Result:
@@ -142,9 +147,19 @@ def iterates(
 
 def _step(game: Game, solver: Solver, state: State, generator: torch.Generator | None) -> State:
     begun = state.step
-    while state.step == begun:
-        state = advance(game, solver, state, generator)
-    return state
+    for _ in range(_MOST_UPDATES):
+        phase, state = state.phase, advance(game, solver, state, generator)
+        if state.step != begun:
+            return state
+        if state.phase == phase:
+            raise BadInput(
+                f"{solver.name}: accept() gave back step {state.step}, phase {phase} as it was; it must return"
+                " state.next(...) or state.middle(...)"
+            )
+    raise BadInput(
+        f"{solver.name}: step {begun} has not ended after {_MOST_UPDATES:,} updates; accept() must return"
+        " state.next(...) in the end"
+    )
 
 
 def solve(
@@ -180,7 +195,8 @@ def solve(
         progress: called with the state after each step.
 
     Raises:
-        BadInput: no budget, an unknown solver, a game that the solver cannot play.
+        BadInput: no budget, an unknown solver, a game that the solver cannot play, a solver that never ends its
+            step, or asks nothing where only `queries` would end the run.
     """
     if steps is None and queries is None:
         raise BadInput("solve() needs a budget: give steps= or queries=")
@@ -198,7 +214,7 @@ def solve(
     if tol is not None and not measure.gap_known:
         raise BadInput("tol= needs a duality gap, and so listed responses; give steps= alone")
 
-    seconds, converged = 0.0, False
+    seconds, converged, silent = 0.0, False, 0
     history = [measure.row(state, seconds)]
     while True:
         measured = history[-1]["step"] == state.step
@@ -206,15 +222,21 @@ def solve(
         spent = (steps is not None and state.step >= steps) or (queries is not None and state.queries.total >= queries)
         if converged or spent:
             break
-        if steps is None and state.step and not state.queries.total:
-            raise BadInput(f"{solver.name} asks its oracle nothing, so that queries= never ends the run; give steps=")
         begun = time.perf_counter()
         # Each step has a seed of its own, so that a resumed run draws what it would have drawn.
         generator.manual_seed(int(np.random.SeedSequence((seed, state.step)).generate_state(1, np.uint64)[0] >> 1))
         after = _step(game, solver, state, generator)
         if strict and queries is not None and after.queries.total > queries:
             break
+        silent = silent + 1 if after.queries == state.queries else 0
         state, seconds = after, seconds + time.perf_counter() - begun
+        if steps is None and not state.queries.total:
+            raise BadInput(f"{solver.name} asks its oracle nothing, so that queries= never ends the run; give steps=")
+        if steps is None and silent >= _MOST_SILENT:
+            raise BadInput(
+                f"{solver.name} asked its oracle nothing for {silent:,} steps, so that queries= does not end the run;"
+                " give steps="
+            )
         if every(state) if callable(every) else state.step % every == 0:
             history.append(measure.row(state, seconds))
         if progress is not None:

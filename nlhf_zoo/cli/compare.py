@@ -25,7 +25,7 @@ def run(config: CompareConfig) -> Answer:
 
     _check_types(config)
     command = redact(shlex.join(["nlhf-zoo", *sys.argv[1:]]))
-    with progress_bar("compare", None) as move:
+    with progress_bar("compare", None, lines=True) as move:
 
         def progress(done: int, total: int) -> None:
             if move is not None:

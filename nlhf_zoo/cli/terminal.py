@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["console", "cut", "number", "printable", "progress_bar", "table"]
 
 _AS_WIDE_AS_NEEDED = 100_000
+_APART, _SILENT = 2.0, 30.0
+"""Seconds: plain lines of progress are at least so far apart, and come at the latest after so long."""
 
 
 def console() -> Console:
@@ -57,10 +59,15 @@ def number(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int | None) -> Iterator[Callable[..., None] | None]:
-    """A bar on stderr, moved by `move(done, total=, title=)`; `None` where stderr is no terminal."""
+def progress_bar(title: str, total: int | None, lines: bool = False) -> Iterator[Callable[..., None] | None]:
+    """A bar on stderr, moved by `move(done, total=, title=)`; `None` where stderr is no terminal.
+
+    Args:
+        lines: where it is none, a plain line now and then instead: at every tenth of the whole, or after half a
+            minute.
+    """
     if not sys.stderr.isatty():
-        yield None
+        yield _plain_lines(title) if lines else None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -78,3 +85,19 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[..., None] 
                 bar.update(task, completed=done, total=total, description=title)
 
         yield move
+
+
+def _plain_lines(title: str) -> Callable[..., None]:
+    begun = at = time.monotonic()
+    told: int | None = None
+
+    def move(done: int, *, total: int) -> None:
+        nonlocal at, told
+        told = done if told is None else told
+        now = time.monotonic()
+        tenth = (done - told) * 10 >= total and now - at >= _APART
+        if done > told and (tenth or now - at >= _SILENT):
+            at, told = now, done
+            print(f"{title}: {done:,} of {total:,} done after {now - begun:,.0f} s", file=sys.stderr, flush=True)
+
+    return move

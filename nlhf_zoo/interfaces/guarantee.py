@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import attrs
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from nlhf_zoo.interfaces.game import Game
     from nlhf_zoo.interfaces.policy import Policy
 
-__all__ = ["Bound", "Guarantee", "Recursion", "contraction", "linear_rate"]
+__all__ = ["MEASURED", "Bound", "Guarantee", "Recursion", "contraction", "linear_rate"]
+
+MEASURED: Mapping[str, str] = {
+    "kl": "kl_to_equilibrium",
+    "span": "span_to_equilibrium",
+    "duality_gap": "duality_gap",
+}
+"""A guarantee's metric -> the measurement of a run that it speaks of, where runs measure it."""
 
 
 class Bound(Protocol):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
 
 from nlhf_zoo.errors import BadInput
-
-if TYPE_CHECKING:
-    pass
+from nlhf_zoo.interfaces import MEASURED
 
 __all__ = [
     "FLOOR",
@@ -41,7 +39,6 @@ ROUNDING = 1e-12
 """A measured value below this is never counted as a broken bound."""
 POINTS = 240
 """The most points that one curve is drawn with."""
-_GUARANTEED = {"kl": "kl_to_equilibrium", "span": "span_to_equilibrium", "duality_gap": "duality_gap"}
 
 
 @attrs.frozen
@@ -181,7 +178,7 @@ def claims(bounds: Iterable[Mapping[str, Any]], metric: str) -> list[Claim]:
     sources: dict[str, str] = {}
     for at, row in enumerate(bounds):
         name = str(_get(row, "metric", at, "bound"))
-        if _GUARANTEED.get(name, name) != metric:
+        if MEASURED.get(name, name) != metric:
             continue
         solver = str(_get(row, "solver", at, "bound"))
         point = (int(_float(row, "step", at, kind="bound")), _float(row, "bound", at, kind="bound"))
