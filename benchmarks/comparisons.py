@@ -67,9 +67,15 @@ NOTHING = Clock(0.0, 0.0)
 
 @attrs.frozen
 class Round:
-    """All cells once: by compare, by the bare loop, and the solvers' own steps alone."""
+    """All cells once: by compare, by the bare loop, and the solvers' own steps alone.
+
+    Attributes:
+        whole: of compare, what lies before the first cell and after the last one included.
+        ends: that alone.
+    """
 
     whole: Clock
+    ends: Clock
     bare: Clock
     own: Clock
 
@@ -89,32 +95,36 @@ def overhead(cells: int, queries: int, rounds: int) -> None:
             side: statistics.median(getattr(getattr(one, side), clock) for one in found) / cells * 1e3
             for side in ("own", "bare", "whole")
         }
+        ends = statistics.median(getattr(one.ends, clock) for one in found)
         shares = sorted(one.share(clock) for one in found)
         print(
             f"  {clock:4}  a cell: own steps {a_cell['own']:.2f} ms, bare loop {a_cell['bare']:.2f} ms, compare"
             f" {a_cell['whole']:.2f} ms; overhead {statistics.median(shares):.1%} of the own steps"
-            f" ({shares[0]:.1%} to {shares[-1]:.1%})"
+            f" ({shares[0]:.1%} to {shares[-1]:.1%});"
+            f" {ends * 1e3:.0f} ms of it before the first cell and after the last"
         )
 
 
 def one_round(cells: int, queries: int) -> Round:
-    bare = own = aside = NOTHING
-    done = 0
+    bare = own = aside = played = NOTHING
+    done, since = 0, Clock()
 
     def turn(count: int, _: int) -> None:
         """After each cell of the comparison: the same by hand."""
-        nonlocal bare, own, aside, done
+        nonlocal bare, own, aside, played, done, since
         begun = Clock()
         if count > done:
+            played += begun - since
             bare += timed(lambda: by_hand(done, queries))
             own += steps_alone(done, queries)
             done = count
-        aside += Clock() - begun
+        since = Clock()
+        aside += since - begun
 
     with tempfile.TemporaryDirectory() as out:
         config = CompareConfig(games=[GAME], solvers=["nash_mp"], seeds=cells, queries=queries, out=out, report=False)
         whole = timed(lambda: run_comparison(config, turn))
-    return Round(whole - aside, bare, own)
+    return Round(whole - aside, whole - aside - played, bare, own)
 
 
 def by_hand(seed: int, queries: int) -> None:
