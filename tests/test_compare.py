@@ -271,28 +271,28 @@ def values(*columns: list[float]) -> Any:
 
 
 def test_ranks_and_verdicts() -> None:
-    clear = ranking(values([1e-8] * 6, [1e-3] * 6, [1e-1] * 6), "duality_gap")
+    clear = ranking(values([1e-8] * 6, [1e-3] * 6, [1e-1] * 6), lower=True)
     assert clear.mean.tolist() == [1, 2, 3]
     assert clear.best == (0,)
-    few = ranking(values([1e-8] * (FEWEST - 1), [1e-3] * (FEWEST - 1)), "duality_gap")
+    few = ranking(values([1e-8] * (FEWEST - 1), [1e-3] * (FEWEST - 1)), lower=True)
     assert few.best == (0, 1)
     generator = np.random.default_rng(0)
-    noise = ranking(generator.random((20, 3)), "duality_gap")
+    noise = ranking(generator.random((20, 3)), lower=True)
     assert len(noise.best) > 1
     assert all(noise.low[k] < noise.mean[k] < noise.high[k] for k in range(3))
-    assert ranking(values([0.6] * 6, [0.4] * 6), "win_rate_training").best == (0,)
-    assert ranking(values([1e-3], [1e-2]), "duality_gap", deterministic=True).best == (0,)
+    assert ranking(values([0.6] * 6, [0.4] * 6), lower=False).best == (0,)
+    assert ranking(values([1e-3], [1e-2]), lower=True, deterministic=True).best == (0,)
 
 
 def test_false_verdicts_are_rare() -> None:
     generator = np.random.default_rng(1)
-    told_apart = sum(len(ranking(generator.random((10, 4)), "duality_gap").best) == 1 for _ in range(200))
+    told_apart = sum(len(ranking(generator.random((10, 4)), lower=True).best) == 1 for _ in range(200))
     assert told_apart / 200 < 0.1
 
 
 def test_over_games_the_games_are_resampled() -> None:
-    ahead = ranking(values([1.0] * 6, [2.0] * 6), "duality_gap")
-    behind = ranking(values([2.0] * 6, [1.0] * 6), "duality_gap")
+    ahead = ranking(values([1.0] * 6, [2.0] * 6), lower=True)
+    behind = ranking(values([2.0] * 6, [1.0] * 6), lower=True)
     assert combined([ahead] * 4).best == (0,)
     assert len(combined([ahead, ahead, behind, behind]).best) == 2
     assert overall([["a", "b"], ["a"]], [ahead, ahead]) is None

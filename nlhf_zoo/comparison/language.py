@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
+import numpy as np
 
 from nlhf_zoo.atomic import alone
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.entries import GameEntry, SolverEntry, divided
 from nlhf_zoo.comparison.folder import Folder
 from nlhf_zoo.comparison.kinds import Kind
+from nlhf_zoo.comparison.pool import Member, NashAverage, nash_average, resampled, worst_case
+from nlhf_zoo.comparison.scores import DRAWS, Criterion, WorstCase
 from nlhf_zoo.comparison.tasks import Done, Role, Run, Task
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.oracles import MatrixOracle
 from nlhf_zoo.registry import lookup
-from nlhf_zoo.tabular import find_winner
 from nlhf_zoo.training.config import TrainConfig
 
 __all__ = ["LanguageKind", "LanguageRun", "Tournament"]
@@ -113,28 +113,58 @@ class Tournament(Task):
     runs: tuple[LanguageRun, ...]
 
     @property
+    def tuning(self) -> bool:
+        """Whether a grid is chosen by it: the held-out judge must have no say then."""
+        return all(run.role == "tuning" for run in self.runs)
+
+    @property
     def identity(self) -> Mapping[str, Any]:
-        return {"tournament": [run.key for run in self.runs]}
+        return {"pool": [run.key for run in self.runs], "tuning": self.tuning}
 
     def perform(self) -> Done:
         from nlhf_zoo.training.tournament import play_tournament
 
-        policies = {f"{run.solver}, seed {run.seed}": str(run.out / "policy") for run in self.runs}
-        return Done(play_tournament(self.runs[0].config, policies))
+        config = self.runs[0].config
+        if self.tuning:
+            config = attrs.evolve(config, eval_oracle=None, eval_oracle_options={}, show_samples=0)
+        members = {_called(run): Member(run.solver, run.seed) for run in self.runs}
+        folders = {_called(run): str(run.out / "policy") for run in self.runs}
+        played = play_tournament(config, folders)
+        policies, judged = played["policies"], played.pop("verdicts")
+        found: dict[str, Any] = {**played, "runs": {run.key: policies.index(_called(run)) for run in self.runs}}
+        if not self.tuning:
+            places = [members.get(name, Member()) for name in policies]
+            averages = {judge: nash_average(verdicts, places) for judge, verdicts in judged.items()}
+            found["nash_average"] = {judge: _plain(average, policies) for judge, average in averages.items()}
+        return Done(found, judged)
+
+
+def _called(run: Run) -> str:
+    return f"{run.solver}, seed {run.seed}"
+
+
+def _plain(average: NashAverage, policies: Sequence[str]) -> dict[str, Any]:
+    found = attrs.asdict(average)
+    return {**found, "shares": dict(zip(policies, average.shares.tolist(), strict=True))}
 
 
 class LanguageKind(Kind):
     """Each seed trains every solver on the same batches of prompts, from the same model, by the same dice."""
 
-    metric = "win_rate_training"
     deterministic = False
+    asked = "judged comparisons"
 
     def __init__(self, game: GameEntry, config: CompareConfig, root: Path) -> None:
         super().__init__(game, config)
         self.root = root
+        if config.tol is not None:
+            raise BadInput(f"game {game.label}: tol is a duality gap, which is not known of a language model; drop it")
+        if self.budget["queries"] is None and self.budget["tokens"] is None:
+            raise BadInput(f"game {game.label}: has no budget; give --sampled-queries, --queries or --tokens")
         checked = self.run(SolverEntry(name="nash_mp", label="", points=({},)), {}, config.seed, "run").config
         for oracle in filter(None, (checked.oracle, checked.eval_oracle)):
             lookup("oracles", oracle)
+        self.judges = ("training", *(["held_out"] if checked.eval_oracle else []))
 
     def run(self, entry: SolverEntry, options: Mapping[str, Any], seed: int, role: Role) -> LanguageRun:
         run = LanguageRun(**self._arguments(entry, options, seed, role), root=str(self.root))
@@ -149,27 +179,58 @@ class LanguageKind(Kind):
         mine = tuple(run for run in runs if isinstance(run, LanguageRun))
         return [Tournament(runs=mine)] if mine else []
 
+    def criteria(
+        self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]
+    ) -> tuple[Criterion, ...]:
+        played = _played(cells, after)
+        if played is None:
+            return tuple(WorstCase(judge) for judge in self.judges)
+        task, cell = played
+        with np.load(folder.policy(task.key), allow_pickle=False) as verdicts:
+            return tuple(WorstCase(judge, _worst_cases(verdicts[judge], cell["runs"])) for judge in verdicts.files)
+
     def describe(self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> dict[str, Any]:
         described: dict[str, Any] = {"kind": "language_model", "responses": None, "equilibrium": None}
-        played = next((cells[task.key] for task in after if task.key in cells), None)
-        if played is None or "rows" not in played:
-            described["tournament_error"] = None if played is None else played.get("error")
+        played = _played(cells, after)
+        if played is None:
+            failed = next((cells[task.key] for task in after if task.key in cells), {})
+            described["tournament_error"] = failed.get("error")
             return described
-        described["win_rates"] = played["rows"]
-        described["samples"] = played["samples"]
-        described["nash_average"] = {
-            judge: _nash_average([row for row in played["rows"] if row["judge"] == judge])
-            for judge in dict.fromkeys(row["judge"] for row in played["rows"])
-        }
+        cell = played[1]
+        described["win_rates"], described["samples"] = cell["rows"], cell["samples"]
+        averages = cell["nash_average"]
+        described["nash_average"] = {judge: average["shares"] for judge, average in averages.items()}
+        described["pool"] = _pool(cell)
         return described
 
 
-def _nash_average(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Policy -> its share in the von Neumann winner of the policies' own game, the one of the largest entropy."""
-    names = list(dict.fromkeys(row["row"] for row in rows))
-    place = {name: at for at, name in enumerate(names)}
-    matrix = torch.full((len(names), len(names)), 0.5, dtype=torch.float64)
-    for row in rows:
-        matrix[place[row["row"]], place[row["column"]]] = row["mean"]
-    shares = find_winner(MatrixOracle(matrix)).policy.probs
-    return dict(zip(names, shares.tolist(), strict=True))
+def _played(cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> tuple[Task, Mapping[str, Any]] | None:
+    """The tournament, where it has been played."""
+    return next(((task, cells[task.key]) for task in after if "rows" in cells.get(task.key, {})), None)
+
+
+def _worst_cases(verdicts: Any, places: Mapping[str, int]) -> dict[str, Any]:
+    """Key of a run -> what `WorstCase` holds of it."""
+    counts = resampled(verdicts.shape[-1], DRAWS, np.random.default_rng(3))
+    found = np.concatenate([worst_case(verdicts)[None], worst_case(verdicts, counts)])
+    return {key: found[:, place] for key, place in places.items()}
+
+
+def _pool(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge -> solver -> its part in the Nash average, and the pair in which one of its policies wins least."""
+    found: dict[str, Any] = {}
+    for judge, average in cell["nash_average"].items():
+        rows = [row for row in cell["rows"] if row["judge"] == judge and row["row"] != row["column"]]
+        found[judge] = {
+            solver: {
+                "mass": mass,
+                "skill": average["skill"][solver],
+                "weakest": min((row for row in rows if _solver(row["row"]) == solver), key=lambda row: row["mean"]),
+            }
+            for solver, mass in average["mass"].items()
+        }
+    return found
+
+
+def _solver(policy: str) -> str:
+    return policy.rpartition(", seed ")[0]

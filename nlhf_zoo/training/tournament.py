@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from nlhf_zoo.interfaces import PreferenceOracle
 from nlhf_zoo.llm import CausalLMPolicy
 from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
@@ -30,7 +32,8 @@ def play_tournament(config: TrainConfig, policies: Mapping[str, str]) -> dict[st
 
     Returns:
         `rows`: row, column, judge, mean, low, high, n, both ways round and each against itself; `samples`: policy,
-        prompt, text, for the first `config.show_samples` prompts.
+        prompt, text, for the first `config.show_samples` prompts; `policies`: the names, the reference first;
+        `verdicts`: judge -> (policies, policies, prompts) float64 P(answer of the row > answer of the column).
     """
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
     _, held_out = prompts_of(config, tokenizer)
@@ -52,19 +55,26 @@ def play_tournament(config: TrainConfig, policies: Mapping[str, str]) -> dict[st
         for name, mine in answers.items()
         for prompt, text in list(zip(mine.prompts, mine.texts, strict=True))[: config.show_samples]
     ]
-    return {"rows": _win_rates(config, answers), "samples": samples}
+    judged = {judge: _verdicts(oracle, list(answers.values())) for judge, oracle in build_judges(config).items()}
+    rows = [row for judge, found in judged.items() for row in _win_rates(judge, list(answers), found)]
+    return {"rows": rows, "samples": samples, "policies": list(answers), "verdicts": judged}
 
 
-def _win_rates(config: TrainConfig, answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for judge, oracle in build_judges(config).items():
-        for name, mine in answers.items():
-            count = len(mine.texts)
-            rows.append(_row(name, name, judge, 0.5, 0.5, 0.5, count))
-        for one, other in itertools.combinations(answers, 2):
-            found = win_rate(verdicts(oracle, answers[one], answers[other]))
-            rows.append(_row(one, other, judge, found.mean, found.low, found.high, found.samples))
-            rows.append(_row(other, one, judge, 1 - found.mean, 1 - found.high, 1 - found.low, found.samples))
+def _verdicts(oracle: PreferenceOracle, answers: Sequence[Answers]) -> np.ndarray:
+    found = np.full((len(answers), len(answers), len(answers[0].texts)), 0.5)
+    for one, other in itertools.combinations(range(len(answers)), 2):
+        found[one, other] = verdicts(oracle, answers[one], answers[other])
+        found[other, one] = 1 - found[one, other]
+    return found
+
+
+def _win_rates(judge: str, names: Sequence[str], judged: np.ndarray) -> list[dict[str, Any]]:
+    count = judged.shape[-1]
+    rows = [_row(name, name, judge, 0.5, 0.5, 0.5, count) for name in names]
+    for one, other in itertools.combinations(range(len(names)), 2):
+        found = win_rate(judged[one, other].tolist())
+        rows.append(_row(names[one], names[other], judge, found.mean, found.low, found.high, count))
+        rows.append(_row(names[other], names[one], judge, 1 - found.mean, 1 - found.high, 1 - found.low, count))
     return rows
 
 
