@@ -722,7 +722,7 @@ def few_letters(prompts: list[str], first: list[str], second: list[str]) -> list
 
 
 @pytest.mark.slow
-def test_language_models(tmp_path: Path) -> None:
+def test_language_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import pyarrow.parquet as pq
 
     game = {"name": "letters", "train": letters(tmp_path)}
@@ -751,6 +751,19 @@ def test_language_models(tmp_path: Path) -> None:
     for shares in summary["nash_average"].values():
         assert sum(shares.values()) == pytest.approx(1)
         assert shares.keys() == names
+    assert summary["metric"] == "worst_case_training"
+    assert summary["budget"]["of"] == "judged comparisons"
+    assert set(summary["beside"]) == {"worst_case_held_out"}
+    for row in summary["table"]:
+        for judge in ("training", "held_out"):
+            mine = [value for (by, one, other), value in mean.items() if by == judge and one != other
+                    and one.rpartition(", seed ")[0] == row["solver"]]  # fmt: skip
+            lost = summary["pool"][judge][row["solver"]]
+            assert lost["weakest"]["mean"] == min(mine)
+            assert 0 <= lost["mass"]["low"] <= lost["mass"]["high"] <= 1
+            assert row["final"][f"worst_case_{judge}"]["median"] <= max(mine)
+    assert set(summary["audit"]) == {"training", "held_out"}
+    assert "audit of the judge" not in capfd.readouterr().err
     assert not list(out.rglob("*.ckpt"))
     assert nz.compare(**asked, out=out).results().equals(results)
     asked |= {"solvers": ["nash_mp"], "queries": 10_000, "tokens": 100, "seeds": 1}
@@ -760,6 +773,8 @@ def test_language_models(tmp_path: Path) -> None:
     tuned = nz.compare(**asked | {"solvers": [tried], "tuning_seeds": 1}, out=tmp_path / "rates")
     (choice,) = next(iter(tuned.summary["games"].values()))["tuning"].values()
     assert len(choice["tried"]) == 2
+    assert all(0 <= one["score"] <= 1 for one in choice["tried"])
+    assert choice["by"] == "worst-case win rate in the pool, training judge"
     rates = set()
     for path in (tmp_path / "rates" / "runs").glob("*/config.yaml"):
         ran = yaml.safe_load(path.read_text(encoding="utf-8"))

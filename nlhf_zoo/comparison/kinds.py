@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 
@@ -17,6 +18,7 @@ from nlhf_zoo.comparison.scores import Criterion, FinalGap, QueriesToTolerance
 from nlhf_zoo.comparison.table import TableRun, labels_of, setting
 from nlhf_zoo.comparison.tasks import Role, Run, Task
 from nlhf_zoo.comparison.uncertainty import Uncertainty
+from nlhf_zoo.data.coverage import unmet
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.games.named import named_game
 from nlhf_zoo.tabular import find_winner
@@ -179,6 +181,9 @@ class _Table(Kind):
         path = folder.game(self.game.label)
         folder.write_npz(path, arrays)
         described["equilibrium"] = {"file": str(path.relative_to(folder.root)), "uncertainty": None}
+        if self.wins is not None:
+            met = unmet(self.wins, find_winner(found.oracle).support)
+            described["equilibrium"]["never_compared"] = {**attrs.asdict(met), "warning": met.warning}
         for task in self.beside():
             cell = cells.get(task.key, {})
             if "error" in cell:

@@ -28,7 +28,7 @@ __all__ = ["LanguageKind", "LanguageRun", "Tournament"]
 _UNLIMITED = 10**9
 _METRICS = ("win_rate_training", "win_rate_held_out", "kl_to_reference", "length")
 # One split into training and held-out prompts, whatever the seed: nobody may train on what another is judged by.
-_ALIKE = {"progress": False, "logger": "none", "split_seed": 0}
+_ALIKE = {"progress": False, "logger": "none", "show_audit": False, "split_seed": 0}
 
 
 @attrs.frozen(kw_only=True)
@@ -191,6 +191,7 @@ class LanguageKind(Kind):
 
     def describe(self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> dict[str, Any]:
         described: dict[str, Any] = {"kind": "language_model", "responses": None, "equilibrium": None}
+        described["audit"] = _audit(after)
         played = _played(cells, after)
         if played is None:
             failed = next((cells[task.key] for task in after if task.key in cells), {})
@@ -207,6 +208,13 @@ class LanguageKind(Kind):
 def _played(cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> tuple[Task, Mapping[str, Any]] | None:
     """The tournament, where it has been played."""
     return next(((task, cells[task.key]) for task in after if "rows" in cells.get(task.key, {})), None)
+
+
+def _audit(after: Sequence[Task]) -> dict[str, Any] | None:
+    """What each judge is like, once: every run asks it about answers of the same reference."""
+    runs = [run for task in after if isinstance(task, Tournament) for run in task.runs]
+    files = (run.out / "audit.json" for run in runs)
+    return next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()), None)
 
 
 def _worst_cases(verdicts: Any, places: Mapping[str, int]) -> dict[str, Any]:
