@@ -47,6 +47,12 @@ def test_a_circle_does_not_hide_in_the_worst_case() -> None:
     assert np.argmin(found[1:]) + 1 == CIRCLER
 
 
+def test_those_who_are_no_contestants_are_opponents_too() -> None:
+    hunted = np.repeat(RATES[:3, :, None], 6, -1)  # the hunter is met, and does not play
+    assert worst_case(hunted) == pytest.approx([0.10, 0.10, 0.48])
+    assert worst_case(hunted[:, :3]) == pytest.approx([0.10, 0.45, 0.55])
+
+
 def test_the_worst_of_many_equals_is_a_half_on_average() -> None:
     equal = np.full((20, 20), 0.5)
     verdicts = [judged(equal, 100, seed) for seed in range(20)]

@@ -51,6 +51,8 @@ class CompareConfig:
             contestants.
         tuning_seeds: tuning runs of each point of the largest grid; smaller grids get more, for equal queries.
         tuning_games: games to tune on, instead of each game itself under other seeds.
+        earlier_policies: so many policies from the course of each solver's first run join the pool of a language model
+            as opponents, where its `train` has `eval_every`; they cost questions to its judge.
         draws: for games made of win counts, so many matrices drawn from what the counts allow say how sure the
             equilibrium is; 0 leaves it out.
         out: folder of the comparison; new, empty, or that of a comparison to go on with.
@@ -76,6 +78,7 @@ class CompareConfig:
     tune: bool = True
     tuning_seeds: int = attrs.field(default=2, validator=_at_least(1))
     tuning_games: Sequence[Any] = ()
+    earlier_policies: int = attrs.field(default=2, validator=_at_least(0))
     draws: int = attrs.field(default=200, validator=_at_least(0))
     out: Path = attrs.field(converter=Path, metadata=UNSAVED)
     jobs: int = attrs.field(default=1, validator=_at_least(1), metadata=UNSAVED)

@@ -26,6 +26,7 @@ from nlhf_zoo.training.config import TrainConfig
 __all__ = ["LanguageKind", "LanguageRun", "Tournament"]
 
 _UNLIMITED = 10**9
+_SHOWN = attrs.fields(TrainConfig).show_samples.default
 _METRICS = ("win_rate_training", "win_rate_held_out", "kl_to_reference", "length")
 # One split into training and held-out prompts, whatever the seed: nobody may train on what another is judged by.
 _ALIKE = {"progress": False, "logger": "none", "show_audit": False, "split_seed": 0}
@@ -53,6 +54,7 @@ class LanguageRun(Run):
                 "steps": _UNLIMITED if self.steps is None else self.steps,
                 **self.game.train,
                 **train,
+                **self._kept_answers,
                 "queries": self.queries,
                 "tokens": self.tokens,
                 "solver": self.name,
@@ -62,6 +64,18 @@ class LanguageRun(Run):
                 "resume": True,
             }
         )
+
+    @property
+    def _kept_answers(self) -> dict[str, int]:
+        """All answers of evaluations on the way are kept, for the pool, where none are withheld or sent elsewhere."""
+        given = self.game.train or {}
+        kept = given.get("show_samples", _SHOWN) and given.get("logger", "none") == "none"
+        return {"show_samples": _UNLIMITED} if kept else {}
+
+    def samples(self) -> list[tuple[int, Path]]:
+        """Steps and files of the answers at each evaluation, in order; the last are those of the final policy."""
+        files = (self.out / "samples").glob("step=*.jsonl")
+        return sorted((int(file.stem.removeprefix("step=")), file) for file in files)
 
     def perform(self) -> Done:
         from nlhf_zoo.training.run import train
@@ -111,6 +125,7 @@ class Tournament(Task):
 
     refusals_last = False
     runs: tuple[LanguageRun, ...]
+    earlier: int
 
     @property
     def tuning(self) -> bool:
@@ -119,24 +134,41 @@ class Tournament(Task):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"pool": [run.key for run in self.runs], "tuning": self.tuning}
+        return {"pool": [run.key for run in self.runs], "tuning": self.tuning, "earlier": self.earlier}
 
     def perform(self) -> Done:
         from nlhf_zoo.training.tournament import play_tournament
 
         config = self.runs[0].config
         if self.tuning:
-            config = attrs.evolve(config, eval_oracle=None, eval_oracle_options={}, show_samples=0)
+            config = attrs.evolve(config, eval_oracle=None, eval_oracle_options={})
         members = {_called(run): Member(run.solver, run.seed) for run in self.runs}
         folders = {_called(run): str(run.out / "policy") for run in self.runs}
-        played = play_tournament(config, folders)
+        shown = 0 if self.tuning else (self.runs[0].game.train or {}).get("show_samples", _SHOWN)
+        played = play_tournament(attrs.evolve(config, show_samples=shown), folders, self._earlier())
         policies, judged = played["policies"], played.pop("verdicts")
         found: dict[str, Any] = {**played, "runs": {run.key: policies.index(_called(run)) for run in self.runs}}
         if not self.tuning:
             places = [members.get(name, Member()) for name in policies]
-            averages = {judge: nash_average(verdicts, places) for judge, verdicts in judged.items()}
+            averages = {judge: nash_average(met[:, : len(met)], places) for judge, met in judged.items()}
             found["nash_average"] = {judge: _plain(average, policies) for judge, average in averages.items()}
         return Done(found, judged)
+
+    def _earlier(self) -> dict[str, Path]:
+        """Answers from the course of every solver's first run: where a run goes in a circle, they are on it."""
+        first = min(run.seed for run in self.runs)
+        found: dict[str, Path] = {}
+        for run in self.runs:
+            if run.seed == first:
+                for step, file in _spread(run.samples()[:-1], self.earlier):
+                    found[f"{_called(run)}, step {step}"] = file
+        return found
+
+
+def _spread(files: Sequence[tuple[int, Path]], most: int) -> Sequence[tuple[int, Path]]:
+    """So many of them, evenly."""
+    count = min(most, len(files))
+    return [files[(2 * at + 1) * len(files) // (2 * count)] for at in range(count)]
 
 
 def _called(run: Run) -> str:
@@ -177,7 +209,7 @@ class LanguageKind(Kind):
 
     def after(self, runs: Sequence[Run]) -> list[Task]:
         mine = tuple(run for run in runs if isinstance(run, LanguageRun))
-        return [Tournament(runs=mine)] if mine else []
+        return [Tournament(runs=mine, earlier=self.config.earlier_policies)] if mine else []
 
     def criteria(
         self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]
@@ -228,7 +260,8 @@ def _pool(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Judge -> solver -> its part in the Nash average, and the pair in which one of its policies wins least."""
     found: dict[str, Any] = {}
     for judge, average in cell["nash_average"].items():
-        rows = [row for row in cell["rows"] if row["judge"] == judge and row["row"] != row["column"]]
+        every = [row for row in (*cell["rows"], *cell["rows_earlier"]) if row["judge"] == judge]
+        rows = [row for row in every if row["row"] != row["column"]]
         found[judge] = {
             solver: {
                 "mass": mass,

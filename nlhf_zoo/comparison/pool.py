@@ -29,7 +29,8 @@ def worst_case(verdicts: Floats, counts: Floats | None = None) -> Floats:
     prompts than it was chosen on does not.
 
     Args:
-        verdicts: (m, m, n) P(answer of the row > answer of the column) on each of n prompts.
+        verdicts: (m, M, n) P(answer of the row > answer of the column) on each of n prompts; the first m of the M in
+            the pool are the policies themselves.
         counts: (d, n) how often each prompt counts, in d samples of the prompts; once each, unless given.
 
     Returns:
@@ -54,7 +55,7 @@ def _halves(prompts: int) -> tuple[slice, slice]:
 
 
 def _rates(verdicts: Floats, counts: Floats) -> Floats:
-    """(d, m, m)"""
+    """(d, m, M)"""
     return np.moveaxis(verdicts @ counts.T, -1, 0) / counts.sum(-1)[:, None, None]
 
 
@@ -65,7 +66,7 @@ def _met(chosen_by: Floats, measured: Floats) -> Floats:
 
 def _others(rates: Floats) -> Floats:
     """Without the policies themselves, whom nobody meets."""
-    return np.where(np.eye(rates.shape[-1], dtype=bool), np.inf, rates)
+    return np.where(np.eye(*rates.shape[-2:], dtype=bool), np.inf, rates)
 
 
 def resampled(prompts: int, draws: int, generator: np.random.Generator) -> Floats:
@@ -113,7 +114,7 @@ def nash_average(verdicts: Floats, members: Sequence[Member], draws: int = 200) 
     """Intervals by a bootstrap over the seeds and, within each draw, over the prompts.
 
     Args:
-        verdicts: (m, m, n) as in `worst_case`.
+        verdicts: (m, m, n) as in `worst_case`, of the policies alone.
         members: (m,) of the policies.
 
     Source: Balduzzi, Tuyls, Perolat, Graepel, Re-evaluating Evaluation, NeurIPS 2018.

@@ -117,10 +117,10 @@ _HOW_TO_READ = (
 
 
 _CRITERIA: Mapping[str, str] = {
-    "worst_case_training": "Ranked by the worst case in the pool: the win rate over the policy, of all solvers, seeds"
-    " and the reference, that beats a policy most. That opponent is chosen on every second prompt and met on the"
-    " others, both ways round. One half less it is a lower bound on a policy's exploitability, which going in circles"
-    " cannot hide as it can from the win rate over the reference.",
+    "worst_case_training": "Ranked by the worst case in the pool: the win rate over whoever a policy does worst against,"
+    " of the policies of all solvers and seeds, of some on the way there, and the reference. That opponent is chosen on"
+    " every second prompt and met on the others, both ways round. What it lacks to one half is a lower bound on the"
+    " policy's exploitability, which going in a circle does not hide.",
     "queries_to_tol": "Ranked by the queries that it took to get to the tolerance; what never did is above all that it"
     " could spend, and equal to all others that did not.",
     "duality_gap": "Ranked by the final duality gap.",
@@ -282,7 +282,8 @@ def _add_pool(report: Report, game: PlayedGame) -> None:
             rows,
             groups,
             note="The Nash average is the mixture of policies that none of them beats, of the largest entropy. Below"
-            " its shares and win rates stand 95 % bootstrap intervals over seeds and prompts.",
+            " its shares and win rates stand 95 % bootstrap intervals over seeds and prompts; below the last column, the"
+            " interval of that pair.",
         )
 
 

@@ -22,7 +22,7 @@ _HEADINGS: Mapping[str, str] = {
     "kl_to_equilibrium": "KL to equilibrium",
     "span_to_equilibrium": "Span to equilibrium",
     "win_rate_training": "Win rate over the reference",
-    "win_rate_held_out": "The same, held-out judge",
+    "win_rate_held_out": "Over the reference, held-out judge",
     "kl_to_reference": "KL to reference",
     "length": "Length",
 }
