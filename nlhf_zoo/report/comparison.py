@@ -117,7 +117,7 @@ _HOW_TO_READ = (
 
 
 _CRITERIA: Mapping[str, str] = {
-    "worst_case_training": "Ranked by the worst case in the pool: the win rate over whoever a policy does worst against,"
+    "worst_case_training": "Ranked by the worst case in the pool: the win rate over whom a policy does worst against,"
     " of the policies of all solvers and seeds, of some on the way there, and the reference. That opponent is chosen on"
     " every second prompt and met on the others, both ways round. What it lacks to one half is a lower bound on the"
     " policy's exploitability, which going in a circle does not hide.",
@@ -282,8 +282,8 @@ def _add_pool(report: Report, game: PlayedGame) -> None:
             rows,
             groups,
             note="The Nash average is the mixture of policies that none of them beats, of the largest entropy. Below"
-            " its shares and win rates stand 95 % bootstrap intervals over seeds and prompts; below the last column, the"
-            " interval of that pair.",
+            " its shares and win rates stand 95 % bootstrap intervals over seeds and prompts, in the last column"
+            " that of the pair.",
         )
 
 
