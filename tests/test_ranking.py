@@ -20,6 +20,8 @@ from nlhf_zoo.comparison.scores import DRAWS, FEWEST, FinalGap, QueriesToToleran
 from nlhf_zoo.comparison.summary import Played, game_summary
 from nlhf_zoo.comparison.table import TableRun
 from nlhf_zoo.comparison.tuning import chosen
+from nlhf_zoo.report.latex import latex_table
+from nlhf_zoo.report.reading import read_comparison
 
 REFERENCE, CIRCLER, STEADY, HUNTER = range(4)
 RATES = np.array(
@@ -234,6 +236,7 @@ def test_a_comparison_ends_runs_at_the_tolerance(tmp_path: Path, capsys: pytest.
     assert "> 60" in shown
     assert "0 of 1" in shown
     assert "&gt; 60" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert r"$>60$" in latex_table(read_comparison(tmp_path / "out"))
     # Without it, the same runs go on; nothing that stopped early is taken for them.
     longer = nz.compare([str(tmp_path / "game.csv")], ["nash_mp"], queries=60, out=tmp_path / "out", report=False)
     (row,) = next(iter(longer.summary["games"].values()))["table"]

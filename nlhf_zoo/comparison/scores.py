@@ -117,7 +117,7 @@ class QueriesToTolerance(Criterion):
         return score[1] if score[0] == 0 else None
 
     def shown(self, value: float) -> str:
-        return "which did not get there" if math.isinf(value) else f"after a median of {value:,.0f}"
+        return "whose median run did not get there" if math.isinf(value) else f"after a median of {value:,.0f}"
 
 
 @attrs.frozen(eq=False)

@@ -247,7 +247,8 @@ def overall(entries: Sequence[list[str]], rankings: Sequence[Ranking | None]) ->
     names, ranks = entries[0], combined(known)
     best = [names[at] for at in ranks.best]
     place = f"over {len(known)} game(s) and {ranks.runs} runs"
-    verdict = f"{best[0]} is ahead {place}" if len(best) == 1 else f"not distinguishable {place}: {', '.join(best)}"
+    found = f"{best[0]} is ahead {place}" if len(best) == 1 else f"not distinguishable {place}: {', '.join(best)}"
+    verdict = f"by mean rank: {found}"
     if len(names) == 1:
         verdict = "one solver only"
     return {"ranks": {name: _rank(ranks, at) for at, name in enumerate(names)}, "best": best, "verdict": verdict}
