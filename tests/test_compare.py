@@ -482,6 +482,24 @@ def test_what_a_judge_may_cost_is_no_part_of_the_game(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [({}, True), ({"show_samples": 0}, False), ({"logger": "wandb", "show_samples": 3}, False)]
+)
+def test_answers_on_the_way_are_kept_unless_withheld_or_sent_elsewhere(given: Any, kept: bool, tmp_path: Path) -> None:
+    shown = language_run(local_files(tmp_path), **given).config.show_samples
+    assert shown > 10**6 if kept else shown == given["show_samples"]
+
+
+def test_the_opponents_on_the_way_are_spread_evenly() -> None:
+    from nlhf_zoo.comparison.language import _spread
+
+    files = [(step, Path(str(step))) for step in range(0, 100, 10)]
+    assert [step for step, _ in _spread(files, 2)] == [20, 70]
+    assert [step for step, _ in _spread(files[:1], 2)] == [0]
+    assert not _spread(files, 0)
+    assert not _spread([], 2)
+
+
 def test_what_stops_a_language_model_is_tried_again(tmp_path: Path) -> None:
     from nlhf_zoo.comparison.workers import attempt
 

@@ -82,8 +82,8 @@ def final_table(game: PlayedGame) -> tuple[list[str], list[list[Any]], list[str]
         "Verdict": ["among the best" if row.get("best") else "" for row in found]
         if any("best" in row for row in found)
         else [],
-        **{_HEADINGS[metric]: [_final(row, metric) for row in found] for metric in metrics},
         "Got there": [_got_there(row) for row in found],
+        **{_HEADINGS[metric]: [_final(row, metric) for row in found] for metric in metrics},
         **{
             f"Queries to gap {power(float(key))}": [row.get("queries_to", {}).get(key) for row in found]
             for key in targets
@@ -216,7 +216,8 @@ def _uncertain(game: PlayedGame) -> Iterator[tuple[str, Sign]]:
     maybe = [chance for chance in unsure["in_support"] if 0.05 < chance < 0.95]
     top = max(range(len(unsure["mass"])), key=lambda at: unsure["mass"][at])
     yield (
-        f"{game.label} is known from win counts: {counts(len(sure), 'response')} belong to the equilibrium in at least"
+        f"{game.label} is known from win counts: {counts(len(sure), 'response')} belong{'s' * (len(sure) == 1)} to the"
+        " equilibrium in at least"
         f" 95 % of the redraws, {number(len(maybe))} now and then; its likeliest, {unsure['labels'][top]}, has between"
         f" {unsure['low'][top]:.1%} and {unsure['high'][top]:.1%} of the mass.",
         "note",
