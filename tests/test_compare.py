@@ -780,11 +780,13 @@ def test_language_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
             assert lost["weakest"]["mean"] <= min(mine)
             assert 0 <= lost["mass"]["low"] <= lost["mass"]["high"] <= 1
             assert row["final"][f"worst_case_{judge}"]["median"] <= max(mine)
-    (pool,) = (found for path in (out / "cells").glob("*.json") if "pool" in (found := json.loads(path.read_text())))
-    assert set(pool["pool"]) - set(pool["policies"]) == {
-        f"{name}, seed 0, step {step}" for name in ("nash_mp", "online_dpo") for step in (2, 4)
-    }
-    assert {row["column"] for row in pool["rows_earlier"]} == set(pool["pool"]) - set(pool["policies"])
+    (pool,) = map(np.load, (out / "pools").glob("*.npz"))
+    earlier = pool["pool"].tolist()[len(pool["policies"]) :]
+    assert sorted(earlier) == [f"{name}, seed 0, step {step}" for name in ("nash_mp", "online_dpo") for step in (2, 4)]
+    assert pool["training"].shape == pool["held_out"].shape == (5, 9, 8)
+    first, second = (pool["policies"].tolist().index(f"{name}, seed 1") for name in ("nash_mp", "online_dpo"))
+    met = mean["training", "nash_mp, seed 1", "online_dpo, seed 1"]
+    assert pool["training"][first, second].mean() == pytest.approx(met)
     assert len({row["prompt"] for row in map(json.loads, (out / "samples.jsonl").read_text().splitlines())}) == 8
     assert set(summary["audit"]) == {"training", "held_out"}
     assert "audit of the judge" not in capfd.readouterr().err

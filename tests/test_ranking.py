@@ -237,11 +237,12 @@ def test_a_comparison_ends_runs_at_the_tolerance(tmp_path: Path, capsys: pytest.
     assert "0 of 1" in shown
     assert "&gt; 60" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert r"$>60$" in latex_table(read_comparison(tmp_path / "out"))
-    # Without it, the same runs go on; nothing that stopped early is taken for them.
-    longer = nz.compare([str(tmp_path / "game.csv")], ["nash_mp"], queries=60, out=tmp_path / "out", report=False)
-    (row,) = next(iter(longer.summary["games"].values()))["table"]
-    assert row["queries"] == 60
-    assert row["reached"] is None
+
+
+def test_a_run_that_may_end_early_is_another() -> None:
+    run = run_of("nash_mp", 0)
+    assert attrs.evolve(run, tol=1e-4).key != run.key
+    assert "tol" not in run.identity  # runs of before there was one are found again
 
 
 def test_where_nobody_gets_there_nobody_is_ahead(tmp_path: Path) -> None:

@@ -152,7 +152,16 @@ class Tournament(Task):
             places = [members.get(name, Member()) for name in policies]
             averages = {judge: nash_average(met[:, : len(met)], places) for judge, met in judged.items()}
             found["nash_average"] = {judge: _plain(average, policies) for judge, average in averages.items()}
-        return Done(found, judged)
+        # Each answer's verdict, too many for a cell.
+        self.verdicts.parent.mkdir(exist_ok=True)
+        names = {name: np.array(played[name], dtype=str) for name in ("policies", "pool")}
+        Folder(Path(self.runs[0].root)).write_npz(self.verdicts, {**names, **judged})
+        return Done(found)
+
+    @property
+    def verdicts(self) -> Path:
+        """The file of them: `policies`, `pool`, and by judge (policies, pool, prompts) float64."""
+        return Path(self.runs[0].root) / "pools" / f"{self.key}.npz"
 
     def _earlier(self) -> dict[str, Path]:
         """Answers from the course of every solver's first run: where a run goes in a circle, they are on it."""
@@ -218,8 +227,9 @@ class LanguageKind(Kind):
         if played is None:
             return tuple(WorstCase(judge) for judge in self.judges)
         task, cell = played
-        with np.load(folder.policy(task.key), allow_pickle=False) as verdicts:
-            return tuple(WorstCase(judge, _worst_cases(verdicts[judge], cell["runs"])) for judge in verdicts.files)
+        with np.load(task.verdicts, allow_pickle=False) as verdicts:
+            judges = [judge for judge in self.judges if judge in verdicts]
+            return tuple(WorstCase(judge, _worst_cases(verdicts[judge], cell["runs"])) for judge in judges)
 
     def describe(self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> dict[str, Any]:
         described: dict[str, Any] = {"kind": "language_model", "responses": None, "equilibrium": None}
@@ -237,9 +247,12 @@ class LanguageKind(Kind):
         return described
 
 
-def _played(cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> tuple[Task, Mapping[str, Any]] | None:
+def _played(
+    cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]
+) -> tuple[Tournament, Mapping[str, Any]] | None:
     """The tournament, where it has been played."""
-    return next(((task, cells[task.key]) for task in after if "rows" in cells.get(task.key, {})), None)
+    tasks = (task for task in after if isinstance(task, Tournament))
+    return next(((task, cells[task.key]) for task in tasks if "rows" in cells.get(task.key, {})), None)
 
 
 def _audit(after: Sequence[Task]) -> dict[str, Any] | None:
