@@ -245,6 +245,16 @@ def test_a_run_that_may_end_early_is_another() -> None:
     assert "tol" not in run.identity  # runs of before there was one are found again
 
 
+def test_another_tolerance_or_budget_is_another_comparison(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"games": [GAME], "solvers": ["mmd"], "queries": 4, "seeds": 1, "report": False}
+    nz.compare(**asked, out=tmp_path)
+    nz.compare(**asked, out=tmp_path)
+    with pytest.raises(nz.BadInput, match="holds another comparison, with tol"):
+        nz.compare(**asked, tol=0.1, out=tmp_path)
+    with pytest.raises(nz.BadInput, match="set otherwise"):
+        nz.compare(**asked | {"games": [{**GAME, "queries": 5}]}, out=tmp_path)
+
+
 def test_where_nobody_gets_there_nobody_is_ahead(tmp_path: Path) -> None:
     found = nz.compare([GAME], ["nash_mp", "mmd"], queries=4, tol=1e-12, seeds=5, out=tmp_path, report=False)
     (game,) = found.summary["games"].values()
