@@ -13,6 +13,7 @@ BENCHMARKS = {
     "payoffs": "batched Nash-MP beside the memory's speed, and operators with a million responses (minutes)",
     "llm_step": "a training step on a language model beside TRL 1.13.0's, and where its time goes (minutes)",
     "comparisons": "what compare costs beside its solvers, and two processes beside one (minutes)",
+    "worst_case": "what compare ranks language models by, beside the truth, on games where it is known (a minute)",
     "start_up": "how long --help, list and import take, beside torch's own import",
     "memory": "peak memory of a step by solver and by how the networks are held (minutes)",
     "report_load": "how long a comparison's page takes to open in Chromium (needs a folder of compare)",

@@ -213,4 +213,18 @@ def add_language(folder: Path, game: str, policies: Sequence[str], text: str = "
     summary["games"][game]["nash_average"] = {
         judge: dict.fromkeys(players, share) for judge in ("training", "held_out")
     }
+    told, span = summary["games"][game], {"value": 0.4, "low": 0.3, "high": 0.5}
+    told["pool"] = {judge: _pool(told["table"], rows, judge, span) for judge in ("training", "held_out")}
+    audit = {"pairs": 64, "antisymmetry_error": 0.0, "position_bias": 0.05, "order_flips": 0.1, "decisiveness": 0.2}
+    told["audit"] = dict.fromkeys(("training", "held_out"), audit)
     (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def _pool(
+    table: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], judge: str, span: Mapping[str, float]
+) -> dict[str, Any]:
+    found = {}
+    for row in table:
+        mine = [one for one in rows if one["judge"] == judge and one["row"].startswith(f"{row['solver']},")]
+        found[row["solver"]] = {"mass": span, "skill": span, "weakest": min(mine, key=lambda one: one["mean"])}
+    return found

@@ -271,28 +271,28 @@ def values(*columns: list[float]) -> Any:
 
 
 def test_ranks_and_verdicts() -> None:
-    clear = ranking(values([1e-8] * 6, [1e-3] * 6, [1e-1] * 6), "duality_gap")
+    clear = ranking(values([1e-8] * 6, [1e-3] * 6, [1e-1] * 6), lower=True)
     assert clear.mean.tolist() == [1, 2, 3]
     assert clear.best == (0,)
-    few = ranking(values([1e-8] * (FEWEST - 1), [1e-3] * (FEWEST - 1)), "duality_gap")
+    few = ranking(values([1e-8] * (FEWEST - 1), [1e-3] * (FEWEST - 1)), lower=True)
     assert few.best == (0, 1)
     generator = np.random.default_rng(0)
-    noise = ranking(generator.random((20, 3)), "duality_gap")
+    noise = ranking(generator.random((20, 3)), lower=True)
     assert len(noise.best) > 1
     assert all(noise.low[k] < noise.mean[k] < noise.high[k] for k in range(3))
-    assert ranking(values([0.6] * 6, [0.4] * 6), "win_rate_training").best == (0,)
-    assert ranking(values([1e-3], [1e-2]), "duality_gap", deterministic=True).best == (0,)
+    assert ranking(values([0.6] * 6, [0.4] * 6), lower=False).best == (0,)
+    assert ranking(values([1e-3], [1e-2]), lower=True, deterministic=True).best == (0,)
 
 
 def test_false_verdicts_are_rare() -> None:
     generator = np.random.default_rng(1)
-    told_apart = sum(len(ranking(generator.random((10, 4)), "duality_gap").best) == 1 for _ in range(200))
+    told_apart = sum(len(ranking(generator.random((10, 4)), lower=True).best) == 1 for _ in range(200))
     assert told_apart / 200 < 0.1
 
 
 def test_over_games_the_games_are_resampled() -> None:
-    ahead = ranking(values([1.0] * 6, [2.0] * 6), "duality_gap")
-    behind = ranking(values([2.0] * 6, [1.0] * 6), "duality_gap")
+    ahead = ranking(values([1.0] * 6, [2.0] * 6), lower=True)
+    behind = ranking(values([2.0] * 6, [1.0] * 6), lower=True)
     assert combined([ahead] * 4).best == (0,)
     assert len(combined([ahead, ahead, behind, behind]).best) == 2
     assert overall([["a", "b"], ["a"]], [ahead, ahead]) is None
@@ -480,6 +480,24 @@ def test_what_a_judge_may_cost_is_no_part_of_the_game(tmp_path: Path) -> None:
         for free in ({"max_calls": 3}, {"max_calls": 9, "concurrency": 2})
     }
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [({}, True), ({"show_samples": 0}, False), ({"logger": "wandb", "show_samples": 3}, False)]
+)
+def test_answers_on_the_way_are_kept_unless_withheld_or_sent_elsewhere(given: Any, kept: bool, tmp_path: Path) -> None:
+    shown = language_run(local_files(tmp_path), **given).config.show_samples
+    assert shown > 10**6 if kept else shown == given["show_samples"]
+
+
+def test_the_opponents_on_the_way_are_spread_evenly() -> None:
+    from nlhf_zoo.comparison.language import _spread
+
+    files = [(step, Path(str(step))) for step in range(0, 100, 10)]
+    assert [step for step, _ in _spread(files, 2)] == [20, 70]
+    assert [step for step, _ in _spread(files[:1], 2)] == [0]
+    assert not _spread(files, 0)
+    assert not _spread([], 2)
 
 
 def test_what_stops_a_language_model_is_tried_again(tmp_path: Path) -> None:
@@ -722,7 +740,7 @@ def few_letters(prompts: list[str], first: list[str], second: list[str]) -> list
 
 
 @pytest.mark.slow
-def test_language_models(tmp_path: Path) -> None:
+def test_language_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import pyarrow.parquet as pq
 
     game = {"name": "letters", "train": letters(tmp_path)}
@@ -751,6 +769,27 @@ def test_language_models(tmp_path: Path) -> None:
     for shares in summary["nash_average"].values():
         assert sum(shares.values()) == pytest.approx(1)
         assert shares.keys() == names
+    assert summary["metric"] == "worst_case_training"
+    assert summary["budget"]["of"] == "judged comparisons"
+    assert set(summary["beside"]) == {"worst_case_held_out"}
+    for row in summary["table"]:
+        for judge in ("training", "held_out"):
+            mine = [value for (by, one, other), value in mean.items() if by == judge and one != other
+                    and one.rpartition(", seed ")[0] == row["solver"]]  # fmt: skip
+            lost = summary["pool"][judge][row["solver"]]
+            assert lost["weakest"]["mean"] <= min(mine)
+            assert 0 <= lost["mass"]["low"] <= lost["mass"]["high"] <= 1
+            assert row["final"][f"worst_case_{judge}"]["median"] <= max(mine)
+    (pool,) = map(np.load, (out / "pools").glob("*.npz"))
+    earlier = pool["pool"].tolist()[len(pool["policies"]) :]
+    assert sorted(earlier) == [f"{name}, seed 0, step {step}" for name in ("nash_mp", "online_dpo") for step in (2, 4)]
+    assert pool["training"].shape == pool["held_out"].shape == (5, 9, 8)
+    first, second = (pool["policies"].tolist().index(f"{name}, seed 1") for name in ("nash_mp", "online_dpo"))
+    met = mean["training", "nash_mp, seed 1", "online_dpo, seed 1"]
+    assert pool["training"][first, second].mean() == pytest.approx(met)
+    assert len({row["prompt"] for row in map(json.loads, (out / "samples.jsonl").read_text().splitlines())}) == 8
+    assert set(summary["audit"]) == {"training", "held_out"}
+    assert "audit of the judge" not in capfd.readouterr().err
     assert not list(out.rglob("*.ckpt"))
     assert nz.compare(**asked, out=out).results().equals(results)
     asked |= {"solvers": ["nash_mp"], "queries": 10_000, "tokens": 100, "seeds": 1}
@@ -760,6 +799,8 @@ def test_language_models(tmp_path: Path) -> None:
     tuned = nz.compare(**asked | {"solvers": [tried], "tuning_seeds": 1}, out=tmp_path / "rates")
     (choice,) = next(iter(tuned.summary["games"].values()))["tuning"].values()
     assert len(choice["tried"]) == 2
+    assert all(0 <= one["score"] <= 1 for one in choice["tried"])
+    assert choice["by"] == "worst-case win rate in the pool, training judge"
     rates = set()
     for path in (tmp_path / "rates" / "runs").glob("*/config.yaml"):
         ran = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -74,13 +74,24 @@ def test_page_has_every_part(page: Page):
         "Who stands where", ONE, COUNTS, "Convergence", "Who beats whom", "Equilibrium",
         "Win rates against the reference",
         "Everyone against everyone, training judge", "Everyone against everyone, held-out judge",
-        "Nash average over policies", "Samples side by side", "Tuning", "How to do it again", "Environment", "Settings",
+        "Nash average over policies", "The judges", "In the pool of all policies", "Samples side by side",
+        "Tuning", "How to do it again", "Environment", "Settings",
     ):  # fmt: skip
         assert title in titles, title
     kinds = [figure["kind"] for figure in page.figures()]
     assert (kinds.count("convergence"), kinds.count("matrix")) == (6, 4)
     ids = [element.attributes["id"] for element in page.elements if "id" in element.attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_the_pool_says_whom_each_loses_most_to(made: Path, page: Page):
+    pool = json.loads((made / "summary.json").read_text())["games"][ONE]["pool"]
+    text = " ".join(element.text for element in page.all("table"))
+    for solvers in pool.values():
+        for one in solvers.values():
+            assert one["weakest"]["column"] in text
+            assert f"{one['weakest']['mean']:.3f}" in text
+    assert text.count("mean |P - 1/2|") == 1
 
 
 def test_curves_and_table_are_what_was_measured(made: Path, page: Page):
@@ -260,7 +271,7 @@ def test_browser_filters_a_solver_on_the_whole_page(visit: Any, made: Path):
     page = visit(written(made))
     assert page.title() != "owned"
     rows = page.locator("tr[data-group=nash_mp]")
-    assert rows.count() == 3  # over all games, and on each
+    assert rows.count() == 5  # over all games, on each, and in the pools of two judges
     boxes = page.get_by_role("checkbox", name="nash_mp", exact=True)
     boxes.first.uncheck(force=True)
     assert all(not row.is_visible() for row in rows.all())

@@ -435,7 +435,7 @@ def test_bad_text_files(tmp_path: Path, name: str, content: str, message: str):
         (np.float64(0.5), "0 dimension(s)"),
         (np.array([["a"]]), "not real numbers"),
         (np.array([[0.5j]]), "not real numbers"),
-        (np.array([[0.5, None]], dtype=object), "not a readable npy file"),
+        (np.array([[0.5, None]], dtype=object), "pickles are not read. Save numbers as numpy.save"),
     ],
 )
 def test_bad_arrays(tmp_path: Path, array: np.ndarray, message: str):
@@ -462,8 +462,38 @@ def test_nothing_is_unpickled(tmp_path: Path):
             return (Path(tmp_path / "sprung").touch, ())
 
     np.savez(tmp_path / "trap.npz", probabilities=np.array([[Trap()]], dtype=object))
-    refusal(tmp_path / "trap.npz")
+    said = refusal(tmp_path / "trap.npz")
+    assert "pickles are not read" in said
+    assert "allow_pickle" not in said
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("text", ["0.5;0.9\n0.1;0.5\n", "0,5;0,9\n0,1;0,5\n", "a;b\n0.5;0.9\n0.1;0.5\n"])
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_other_separators_are_said_and_mended(text: str, separator: str, name: str, tmp_path: Path):
+    import subprocess
+
+    (tmp_path / "m.csv").write_text(text.replace(";", separator))
+    said = refusal(tmp_path / "m.csv")
+    assert f"separated by {name}" in said
+    subprocess.run(["sh", "-c", said.rpartition("decimals: ")[2]], cwd=tmp_path, check=True)
+    assert read_matrix(tmp_path / "commas.csv").probabilities.tolist() == [[0.5, 0.9], [0.1, 0.5]]
+
+
+def test_a_label_may_hold_a_semicolon(tmp_path: Path):
+    (tmp_path / "m.csv").write_text("a;b,c\n0.5,0.9\n0.1,0.5\n")
+    assert read_matrix(tmp_path / "m.csv").labels == ("a;b", "c")
+
+
+def test_pairs_of_a_winner_that_never_met_are_counted():
+    from nlhf_zoo.data.coverage import unmet
+
+    wins = torch.tensor([[0.0, 3.0, 0.0, 9.0], [1.0, 0.0, 0.0, 9.0], [0.0, 0.0, 0.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
+    found = unmet(wins, torch.tensor([True, True, True, False]))
+    assert (found.responses, found.pairs, found.never) == (3, 3, 2)
+    assert found.warning is not None
+    assert "2 of their 3 pairs were never compared" in found.warning
+    assert unmet(wins, torch.tensor([True, False, False, True])).warning is None
 
 
 def strict_three_cycles(p: Tensor) -> int:

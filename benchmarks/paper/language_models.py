@@ -2,7 +2,8 @@
 
 Everyone starts from one fitted Llama of 14 thousand parameters, on the language of `throws`, where every response can
 be listed: what is said of a final policy is exact, the mean over 12 held-out prompts. Budgets of queries and of tokens
-are equal, and each solver's learning rate is chosen on a seed of its own, by the win rate against the reference.
+are equal, and each solver's learning rate is chosen on a seed of its own, by compare's criterion (in the recorded
+results still the win rate against the reference).
 
 - "solvers": who is ahead at weight 1/2, each against each;
 - "kappa": Nash-MP's moving average, from a fast to a slow one;

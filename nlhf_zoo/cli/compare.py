@@ -66,9 +66,18 @@ def _check_types(config: CompareConfig) -> None:
 def _show(document: Mapping[str, Any], console: Console) -> None:
     from nlhf_zoo.cli.terminal import printable
 
+    audited: list[Any] = []
     for label, game in document["games"].items():
+        if game.get("audit") and game["audit"] not in audited:
+            audited.append(game["audit"])
+            console.print(_audit_table(game["audit"]))
         console.print(_game_table(label, game))
-        console.print(f"{printable(label)}: {printable(game['verdict'])}\n")
+        for verdict in (game["verdict"], *(other["verdict"] for other in game["beside"].values())):
+            console.print(f"{printable(label)}: {printable(verdict)}")
+        warning = ((game["equilibrium"] or {}).get("never_compared") or {}).get("warning")
+        if warning:
+            console.print(f"{printable(label)}: {warning}; the report says how sure each of them is")
+        console.print()
         for row in game["table"]:
             for error in row["errors"]:
                 console.print(f"{printable(row['solver'])} failed: {printable(error)}")
@@ -77,19 +86,52 @@ def _show(document: Mapping[str, Any], console: Console) -> None:
     console.print(f"written to {document['out']}")
 
 
+def _audit_table(audits: Mapping[str, Any]) -> Any:
+    from nlhf_zoo.cli.terminal import number, table
+    from nlhf_zoo.oracles.audit import Audit, audit_rows
+
+    rows = audit_rows([Audit(**one) for one in audits.values()])
+    return table(None, ("audit of the judge", *audits), [[words, *map(number, values)] for words, values in rows])
+
+
+_BESIDE = {"win_rate_training": "win rate over the reference", "win_rate_held_out": "held-out"}
+"""What a language model's table shows beside what it is ranked by."""
+
+
 def _game_table(label: str, game: Mapping[str, Any]) -> Any:
     from nlhf_zoo.cli.terminal import number, table
 
-    def cells(row: Mapping[str, Any]) -> list[str]:
-        end = row["final"].get(game["metric"], {})
-        span = f"{number(end.get('low'))} to {number(end.get('high'))}"
-        ranks = row.get("rank", {})
-        rank = f"{number(ranks.get('mean'))} ({number(ranks.get('low'))} to {number(ranks.get('high'))})"
-        count = f"{row['queries']:,.0f}" if row["queries"] is not None else "-"
-        return [row["solver"], str(row["runs"]), count, number(row["seconds"]), number(end.get("median")), span, rank]
+    metric, rows = game["metric"], game["table"]
+    columns: dict[str, list[str]] = {
+        "solver": [row["solver"] for row in rows],
+        "runs": [str(row["runs"]) for row in rows],
+        game["budget"]["of"]: ["-" if row["queries"] is None else f"{row['queries']:,.0f}" for row in rows],
+        "seconds": [number(row["seconds"]) for row in rows],
+        metric.replace("_", " "): [_end(row, metric, "median") for row in rows],
+        "quartiles": [f"{_end(row, metric, 'low')} to {_end(row, metric, 'high')}" for row in rows],
+        "rank (95 %)": [_rank(row.get("rank", {})) for row in rows],
+    }
+    if any(row["reached"] for row in rows):
+        columns["got there"] = [f"{row['reached']['runs']} of {row['runs']}" for row in rows]
+    for name, heading in _BESIDE.items():
+        if any(name in row["final"] for row in rows):
+            columns[heading] = [_end(row, name, "median") for row in rows]
+    made = list(zip(*columns.values(), strict=True))
+    return table(label, list(columns), made, right=list(columns)[1:])
 
-    columns = ("solver", "runs", "queries", "seconds", game["metric"].replace("_", " "), "quartiles", "rank (95 %)")
-    return table(label, columns, [cells(row) for row in game["table"]], right=columns[1:])
+
+def _end(row: Mapping[str, Any], metric: str, which: str) -> str:
+    """A run that never got to the tolerance has spent all that it could: it would have needed more."""
+    from nlhf_zoo.cli.terminal import number
+
+    value = row["final"].get(metric, {}).get(which)
+    return f"> {row['queries']:,.0f}" if value is None and metric == "queries_to_tol" and row["runs"] else number(value)
+
+
+def _rank(rank: Mapping[str, float]) -> str:
+    from nlhf_zoo.cli.terminal import number
+
+    return f"{number(rank.get('mean'))} ({number(rank.get('low'))} to {number(rank.get('high'))})"
 
 
 VERB = Verb(

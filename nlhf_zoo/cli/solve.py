@@ -18,9 +18,11 @@ from nlhf_zoo.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from nlhf_zoo.drive import Result
     from nlhf_zoo.interfaces import EnumerableOracle, Game, Solver
+    from nlhf_zoo.tabular.winner import WinnerReport
 
 __all__ = ["VERB"]
 
@@ -100,9 +102,12 @@ def run(options: SolveOptions) -> Answer:
     if options.out is not None:
         claim_folder(options.out, options.overwrite)
     solver = configured(options.solver, options.solver_options)
-    oracle = _oracle(options)
+    oracle, wins = _oracle(options)
     result = _played(options, _parametrised(options, _game(options, oracle)), solver)
-    document = _document(options, oracle, result)
+    document = _document(options, oracle, wins, result)
+    if document["never_compared"] is not None and document["never_compared"]["warning"]:
+        redraw = "nlhf-zoo compare redraws the counts and says how sure each of them is"
+        print(f"nlhf-zoo: {document['never_compared']['warning']}; {redraw}", file=sys.stderr)
     if options.tol is not None and not result.converged:
         gap = document["duality_gap"]
         print(f"nlhf-zoo: not converged: duality gap {gap:.3g} > tol {options.tol:.3g}", file=sys.stderr)
@@ -111,14 +116,16 @@ def run(options: SolveOptions) -> Answer:
     return Answer(document, lambda console: _show(document, console))
 
 
-def _oracle(options: SolveOptions) -> EnumerableOracle:
+def _oracle(options: SolveOptions) -> tuple[EnumerableOracle, Tensor | None]:
+    """What is asked, and the win counts that it was made of, if it was."""
     from nlhf_zoo.games.named import named_game
     from nlhf_zoo.oracles import SampledOracle
 
-    oracle = named_game(
+    named = named_game(
         options.game, options.game_options, seed=options.seed, smoothing=options.smoothing, kind=options.kind
-    ).oracle
-    return oracle if options.comparisons is None else SampledOracle(oracle, options.comparisons)
+    )
+    asked = named.oracle if options.comparisons is None else SampledOracle(named.oracle, options.comparisons)
+    return asked, named.wins
 
 
 def _game(options: SolveOptions, oracle: EnumerableOracle) -> Game:
@@ -162,13 +169,14 @@ def _played(options: SolveOptions, game: Game, solver: Solver) -> Result:
         )
 
 
-def _document(options: SolveOptions, oracle: EnumerableOracle, result: Result) -> dict[str, Any]:
+def _document(options: SolveOptions, oracle: EnumerableOracle, wins: Tensor | None, result: Result) -> dict[str, Any]:
     from nlhf_zoo.plain import plain
     from nlhf_zoo.tabular import TabularPolicy
 
     assert isinstance(result.policy, TabularPolicy)
     probabilities = result.policy.probs.tolist()
     last = result.history[-1]
+    winner = _found_winner(oracle, options.winner_limit)
     document = {
         "solver": options.solver,
         "hyperparameters": attrs.asdict(result.solver),  # type: ignore[arg-type]  # every solver is an attrs class
@@ -188,7 +196,8 @@ def _document(options: SolveOptions, oracle: EnumerableOracle, result: Result) -
         "kl_to_equilibrium": last.get("kl_to_equilibrium"),
         "span_to_equilibrium": last.get("span_to_equilibrium"),
         "condorcet_winner": _condorcet_winner(oracle),
-        "von_neumann_winner": _von_neumann_winner(oracle, options.winner_limit),
+        "von_neumann_winner": None if winner is None else _von_neumann_winner(oracle, winner),
+        "never_compared": None if winner is None or wins is None else _never_compared(wins, winner),
         "policy_kind": options.policy,
         "policy": dict(zip(oracle.labels, probabilities, strict=True)) if oracle.labels else probabilities,
     }
@@ -205,16 +214,27 @@ def _condorcet_winner(oracle: EnumerableOracle) -> str | int | None:
     return next((_name(oracle, i) for i, beats in enumerate(beats_all.tolist()) if beats), None)
 
 
-def _von_neumann_winner(oracle: EnumerableOracle, limit: int) -> dict[str, Any] | None:
-    """Its support, by label or index, the likeliest first, and whether it is the only one."""
+def _found_winner(oracle: EnumerableOracle, limit: int) -> WinnerReport | None:
     from nlhf_zoo.tabular import find_winner
 
     if oracle.num_responses > limit:
         return None
     try:
-        report = find_winner(oracle)
+        return find_winner(oracle)
     except BadInput:  # an operator
         return None
+
+
+def _never_compared(wins: Tensor, winner: WinnerReport) -> dict[str, Any]:
+    """Of the pairs of the winner's support, how many have no comparison; a warning where some have none."""
+    from nlhf_zoo.data.coverage import unmet
+
+    found = unmet(wins, winner.policy.probs > SUPPORT)
+    return {**attrs.asdict(found), "warning": found.warning}
+
+
+def _von_neumann_winner(oracle: EnumerableOracle, report: WinnerReport) -> dict[str, Any]:
+    """Its support, by label or index, the likeliest first, and whether it is the only one."""
     support = [(p, _name(oracle, i)) for i, p in enumerate(report.policy.probs.tolist()) if p > SUPPORT]
     support.sort(key=lambda pair: -pair[0])
     return {

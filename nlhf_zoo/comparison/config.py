@@ -36,9 +36,13 @@ class CompareConfig:
         solvers: who plays, by registered name, with hyperparameters; several values of one are a grid.
         seeds: runs of every solver on every game; the seed draws the game, where it is drawn, and the oracle's coins.
         seed: the first of the seeds.
-        queries: budget of oracle queries a run; a step that would go beyond it is taken back.
+        queries: budget of oracle queries a run: exact payoffs, or single comparisons where those are sampled or a
+            language model's judge is asked; a step that would go beyond it is taken back. A game in a YAML file may
+            have `queries` and `tokens` of its own.
+        sampled_queries: budget of single comparisons, where it is another than that of exact payoffs.
         tokens: budget of generated tokens a run, for language models; whichever budget is spent first ends it.
         steps: at most so many steps a run; needed for solvers that ask no oracle.
+        tol: end a run when its duality gap is at most this, and rank by the queries that it took; games on tables only.
         beta: strength of the regularisation towards the reference, where a game has none of its own.
         comparisons: replace exact payoffs by so many sampled comparisons a response; exact unless given.
         policy: what is trained, from the reference on: table (exact), softmax, log_linear or mlp.
@@ -47,6 +51,8 @@ class CompareConfig:
             contestants.
         tuning_seeds: tuning runs of each point of the largest grid; smaller grids get more, for equal queries.
         tuning_games: games to tune on, instead of each game itself under other seeds.
+        earlier_policies: so many policies from the course of each solver's first run join the pool of a language model
+            as opponents, where its `train` has `eval_every`; they cost questions to its judge.
         draws: for games made of win counts, so many matrices drawn from what the counts allow say how sure the
             equilibrium is; 0 leaves it out.
         out: folder of the comparison; new, empty, or that of a comparison to go on with.
@@ -61,8 +67,10 @@ class CompareConfig:
     seeds: int = attrs.field(default=5, validator=_at_least(1))
     seed: int = attrs.field(default=0, validator=_at_least(0))
     queries: int | None = attrs.field(default=None, validator=_at_least(1))
+    sampled_queries: int | None = attrs.field(default=None, validator=_at_least(1))
     tokens: int | None = attrs.field(default=None, validator=_at_least(1))
     steps: int | None = attrs.field(default=None, validator=_at_least(1))
+    tol: float | None = attrs.field(default=None, validator=_at_least(0))
     beta: float = attrs.field(default=0.1, converter=float, validator=_at_least(0))
     comparisons: int | None = attrs.field(default=None, validator=_at_least(1))
     policy: str = "table"
@@ -70,6 +78,7 @@ class CompareConfig:
     tune: bool = True
     tuning_seeds: int = attrs.field(default=2, validator=_at_least(1))
     tuning_games: Sequence[Any] = ()
+    earlier_policies: int = attrs.field(default=2, validator=_at_least(0))
     draws: int = attrs.field(default=200, validator=_at_least(0))
     out: Path = attrs.field(converter=Path, metadata=UNSAVED)
     jobs: int = attrs.field(default=1, validator=_at_least(1), metadata=UNSAVED)
@@ -80,7 +89,8 @@ class CompareConfig:
         for name in ("games", "solvers"):
             if not getattr(self, name):
                 raise BadInput(f"a comparison needs at least one of {name}; give --{name[:-1]}")
-        if self.queries is None and self.tokens is None:
+        own = any(isinstance(raw, Mapping) and {"queries", "tokens"} & set(raw) for raw in self.games)
+        if self.queries is None and self.sampled_queries is None and self.tokens is None and not own:
             raise BadInput("a comparison needs a budget; give --queries, or --tokens for language models")
         if self.seed + self.seeds > TUNING_SEEDS_FROM:
             raise BadInput(f"seeds must stay below {TUNING_SEEDS_FROM:,}: those from there on are for tuning")

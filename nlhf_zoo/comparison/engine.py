@@ -22,7 +22,7 @@ from nlhf_zoo.comparison.plan import check_continues, plan
 from nlhf_zoo.comparison.results import write_results
 from nlhf_zoo.comparison.summary import Played, game_summary, overall
 from nlhf_zoo.comparison.tasks import Run, Task
-from nlhf_zoo.comparison.tuning import Choice, chosen, tuning_seeds
+from nlhf_zoo.comparison.tuning import Choice, chosen, together, tuning_seeds
 from nlhf_zoo.comparison.workers import performed
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.plain import plain
@@ -189,11 +189,12 @@ class _Work:
         """Play all grids and choose; nothing to do where there is no grid."""
         every = [run for game in self.tuning.values() for points in game.values() for runs in points for run in runs]
         self._perform(every)
-        for game in self.games:
-            metric = self.kinds[game.label].metric
-            for entry in self.tuned:
-                runs = self.tuning[game.label][entry.label]
-                self.choices[game.label][entry.label] = chosen(entry, runs, self._cells, metric)
+        grids = [(game, entry, self.tuning[game.label][entry.label]) for game in self.games for entry in self.tuned]
+        after = [together(runs, self.kinds, self._cells) for _, _, runs in grids]
+        self._perform(task for tasks in after for mine in tasks.values() for task in mine)
+        for (game, entry, runs), tasks in zip(grids, after, strict=True):
+            criteria = {on: self.kinds[on].criteria(self.folder, self._cells, mine)[0] for on, mine in tasks.items()}
+            self.choices[game.label][entry.label] = chosen(entry, runs, self._cells, criteria)
         for game in self.games:
             for entry in self.solvers:
                 choice = self.choices[game.label].get(entry.label)
@@ -261,7 +262,7 @@ class _Work:
             kind = self.kinds[game.label]
             played = Played(
                 game=game,
-                metric=kind.metric,
+                criteria=kind.criteria(self.folder, self._cells, self._after(game)),
                 seeds=self.seeds(game),
                 cells={
                     entry: {run.seed: (run, self._cells[run.key]) for run in runs if run.key in self._cells}
@@ -273,9 +274,8 @@ class _Work:
             extra = kind.describe(self.folder, self._cells, self._after(game))
             win_rates += [{"game": game.label, **row} for row in extra.pop("win_rates", ())]
             samples += [{"game": game.label, **row} for row in extra.pop("samples", ())]
-            budget = {"queries": self.config.queries, "tokens": self.config.tokens}
-            games[game.label], ranks = game_summary(played, {"budget": budget, **extra})
-            contestants.append([entry for entry, cells in played.cells.items() if cells])
+            games[game.label], ranks = game_summary(played, {"budget": kind.budget, **extra})
+            contestants.append(played.entries)
             rankings.append(ranks)
         if win_rates:
             columns = {name: [row[name] for row in win_rates] for name in WIN_RATE_COLUMNS}

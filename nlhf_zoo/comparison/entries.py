@@ -61,6 +61,7 @@ class GameEntry:
         label: what it is called in results.
         options: parameters of a registered game.
         train: options of `nlhf-zoo train`, where it is a language model's; paths are absolute.
+        queries, tokens: budget of a run on it, where it is another than the comparison's.
         digest: of the files that it reads, so that a changed file is another game.
     """
 
@@ -77,12 +78,15 @@ class GameEntry:
     kind: Literal["auto", "probabilities", "counts"] = "auto"
     policy: str = attrs.field(default="table", validator=_text)
     policy_options: Mapping[str, Any] = attrs.field(factory=dict)
+    queries: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole_number))
+    tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole_number))
     digest: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this game: all but what it is called, and where its files lie."""
+        """What makes it this game: all but what it is called, where its files lie, and what a run may cost."""
         found = attrs.asdict(self)
-        del found["label"]
+        for name in ("label", "queries", "tokens"):
+            del found[name]
         if self.train is not None:
             found["train"] = _essential(named(self.train))
         elif self.digest:
@@ -234,7 +238,7 @@ def _language_entry(given: Mapping[str, Any]) -> GameEntry:
     train = given["train"]
     if not isinstance(train, Mapping):
         raise BadInput(f"game {given['name']}: train must be a mapping of options of nlhf-zoo train, got {train!r}")
-    stray = next((key for key in given if key not in ("name", "label", "train")), None)
+    stray = next((key for key in given if key not in ("name", "label", "train", "queries", "tokens")), None)
     if stray is not None:
         raise BadInput(f"game {given['name']}: {stray} goes into its train mapping")
     for key in ("out", "solver", "solver_options", "seed", "resume", "estimate"):
@@ -247,6 +251,7 @@ def _language_entry(given: Mapping[str, Any]) -> GameEntry:
             "name": str(given["name"]),
             "label": given.get("label") or str(given["name"]),
             "train": placed,
+            **{budget: given[budget] for budget in ("queries", "tokens") if budget in given},
             "beta": train.get("beta", 1e-4),
             "digest": " ".join(digests(placed).values()),
         }

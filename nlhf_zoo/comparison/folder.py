@@ -9,6 +9,7 @@ games/<slug>.npz        P, labels, reference, equilibrium (both log-probabilitie
                         counts `wins`; of a game drawn from a seed, the one of the first seed
 win_rates.parquet       language models: row, column, judge, mean, low, high, n, game (`WIN_RATE_COLUMNS`)
 samples.jsonl           language models: game, policy, prompt, text
+pools/<key>.npz         language models: every verdict of the policies that met
 runs/<key>/             language models: the training run's own folder
 summary.json            per game: table, ranks, verdict, tuning, uncertainty of the equilibrium
 report.html             the page

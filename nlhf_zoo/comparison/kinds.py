@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.entries import GameEntry, SolverEntry, divided
 from nlhf_zoo.comparison.folder import Folder
+from nlhf_zoo.comparison.scores import Criterion, FinalGap, QueriesToTolerance
 from nlhf_zoo.comparison.table import TableRun, labels_of, setting
 from nlhf_zoo.comparison.tasks import Role, Run, Task
 from nlhf_zoo.comparison.uncertainty import Uncertainty
+from nlhf_zoo.data.coverage import unmet
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.games.named import named_game
 from nlhf_zoo.tabular import find_winner
@@ -29,15 +32,24 @@ class Kind(ABC):
     """How one game of a comparison is played.
 
     Attributes:
-        metric: what solvers are ranked by.
         deterministic: nothing is random, so that one seed says all.
+        asked: what a query is, on this game.
     """
 
-    metric: str
     deterministic: bool
+    asked: str
 
     def __init__(self, game: GameEntry, config: CompareConfig) -> None:
         self.game, self.config = game, config
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What a run may spend: queries, tokens, `None` where it is not bounded, and `of`, which kind of queries."""
+        return {"queries": self._queries(), "tokens": self.game.tokens or self.config.tokens, "of": self.asked}
+
+    def _queries(self) -> int | None:
+        """Of single comparisons, unless this is a game of exact payoffs."""
+        return self.game.queries or self.config.sampled_queries or self.config.queries
 
     def seeds(self, seeds: Sequence[int]) -> Sequence[int]:
         """Those that are worth running."""
@@ -55,6 +67,16 @@ class Kind(ABC):
         return []
 
     @abstractmethod
+    def criteria(
+        self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]
+    ) -> tuple[Criterion, ...]:
+        """What solvers are ranked by, and after it what else they are compared by.
+
+        Args:
+            after: what `after` gave for these runs.
+        """
+
+    @abstractmethod
     def describe(self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> dict[str, Any]:
         """What the summary says of the game; files about it are written."""
 
@@ -66,9 +88,10 @@ class Kind(ABC):
             "options": options,
             "seed": seed,
             "role": role,
-            "queries": self.config.queries,
-            "tokens": self.config.tokens,
+            "queries": self.budget["queries"],
+            "tokens": self.budget["tokens"],
             "steps": self.config.steps,
+            "tol": self.config.tol,
         }
 
 
@@ -86,15 +109,18 @@ def kind_of(game: GameEntry, config: CompareConfig, root: Path) -> Kind:
 
 
 class _Table(Kind):
-    metric = "duality_gap"
-
     def __init__(self, game: GameEntry, config: CompareConfig) -> None:
         super().__init__(game, config)
-        if config.queries is None:
+        self.sampled = game.comparisons is not None
+        self.asked = "sampled comparisons" if self.sampled else "exact payoff queries"
+        if self._queries() is None:
             raise BadInput(f"game {game.label}: is played on a table, which generates no tokens; give --queries")
         named = named_game(game.name, game.options, seed=config.seed, smoothing=game.smoothing, kind=game.kind)
         self.wins = named.wins
         self.deterministic = game.comparisons is None and game.policy in ("table", "softmax") and self._fixed()
+
+    def _queries(self) -> int | None:
+        return super()._queries() if self.sampled else self.game.queries or self.config.queries
 
     def _fixed(self) -> bool:
         """Whether another seed gives the same game."""
@@ -121,11 +147,15 @@ class _Table(Kind):
             return []
         return [Uncertainty(game=self.game, draws=self.config.draws)]
 
+    def criteria(
+        self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]
+    ) -> tuple[Criterion, ...]:
+        return (FinalGap() if self.config.tol is None else QueriesToTolerance(self.config.tol),)
+
     def describe(self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> dict[str, Any]:
         found = setting(self.game, self.config.seed)
-        sampled = self.game.comparisons is not None
         described: dict[str, Any] = {
-            "kind": "sampled" if sampled else "exact",
+            "kind": "sampled" if self.sampled else "exact",
             "comparisons": self.game.comparisons,
             "responses": found.oracle.num_responses,
             "equilibrium": None,
@@ -151,6 +181,9 @@ class _Table(Kind):
         path = folder.game(self.game.label)
         folder.write_npz(path, arrays)
         described["equilibrium"] = {"file": str(path.relative_to(folder.root)), "uncertainty": None}
+        if self.wins is not None:
+            met = unmet(self.wins, find_winner(found.oracle).support)
+            described["equilibrium"]["never_compared"] = {**attrs.asdict(met), "warning": met.warning}
         for task in self.beside():
             cell = cells.get(task.key, {})
             if "error" in cell:

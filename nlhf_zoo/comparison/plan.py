@@ -16,7 +16,7 @@ __all__ = ["check_continues", "plan"]
 
 Plan = Mapping[str, Any]
 
-_FIXED = ("queries", "tokens", "steps", "tuning_seeds")
+_FIXED = ("queries", "sampled_queries", "tokens", "steps", "tol", "tuning_seeds")
 
 
 def plan(
@@ -35,7 +35,8 @@ def plan(
 
 
 def _essence(entry: GameEntry) -> Mapping[str, Any]:
-    return {key: value for key, value in entry.identity().items() if key != "digest"}
+    budget = {name: value for name in ("queries", "tokens") if (value := getattr(entry, name)) is not None}
+    return {key: value for key, value in entry.identity().items() if key != "digest"} | budget
 
 
 def check_continues(saved: Path, now: Plan) -> None:
@@ -60,8 +61,8 @@ def check_continues(saved: Path, now: Plan) -> None:
 
 def _differences(before: Plan, now: Plan) -> Iterator[str]:
     for name in _FIXED:
-        if before[name] != now[name]:
-            yield f"with {name} {_shown(before[name])}, not {_shown(now[name])}"
+        if before.get(name) != now[name]:
+            yield f"with {name} {_shown(before.get(name))}, not {_shown(now[name])}"
     (first, end), (mine, last) = before["seeds"], now["seeds"]
     if not (mine <= first and end <= last):
         yield f"with the seeds {first} to {end - 1}, not {mine} to {last - 1}"
@@ -80,5 +81,5 @@ def _lacking(what: str, label: str, now: Mapping[str, Any]) -> str:
     return f"{what} {label!r} set otherwise" if label in now else f"a {what} {label!r}, which this one lacks"
 
 
-def _shown(value: int | None) -> str:
+def _shown(value: float | None) -> str:
     return "unlimited" if value is None else str(value)

@@ -1,37 +1,172 @@
-"""Who did best: final values, ranks with bootstrap intervals, and whether that can be told apart."""
+"""Who did best: what a run is judged by, ranks with bootstrap intervals, and whether that can be told apart."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
 
-__all__ = ["FEWEST", "FLOOR", "Ranking", "better", "combined", "final", "ranking"]
+__all__ = [
+    "DRAWS",
+    "FEWEST",
+    "FLOOR",
+    "Criterion",
+    "FinalGap",
+    "QueriesToTolerance",
+    "Ranking",
+    "WorstCase",
+    "combined",
+    "ranking",
+]
 
 FLOOR = 1e-14
 """Duality gaps below are rounding: equal."""
 FEWEST = 5
 """Fewer random runs that all agree may do so by chance."""
+DRAWS = 2000
 LEVEL = 0.95
-_DRAWS = 2000
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Cell = Mapping[str, Any]
 
 
-def better(metric: str) -> int:
-    """1 where less is better, -1 where more is."""
-    return -1 if metric.startswith("win_rate") else 1
+class Criterion(ABC):
+    """What solvers are ranked by, and their grids chosen by.
+
+    Attributes:
+        metric: its name in the summary.
+        words: what it is, for a verdict.
+        lower: whether less is better.
+        tie: what equal values are called.
+    """
+
+    metric: str
+    words: str
+    lower: bool = True
+    tie: str = "equal"
+
+    @abstractmethod
+    def known(self, key: str, cell: Cell) -> float | None:
+        """What the run that ended in `cell`, under this key, came to; `None` where that is not known (yet)."""
+
+    @abstractmethod
+    def cost(self, key: str, cell: Cell) -> tuple[float, ...]:
+        """The same for tuning, on a scale that may be averaged over runs: less is better, later numbers break ties."""
+
+    def end(self, key: str, cell: Cell) -> float | None:
+        """As `known`; the worst there is where the run failed."""
+        if "rows" not in cell:
+            return math.inf if self.lower else -math.inf
+        return self.known(key, cell)
+
+    def shown_score(self, score: Sequence[float]) -> float | None:
+        """One number for a person; null where a run failed."""
+        return score[0] if math.isfinite(score[0]) else None
+
+    def shown(self, value: float) -> str:
+        """A median for a verdict."""
+        return f"at a median of {value:.3g}"
+
+    def redrawn(self, key: str) -> Floats | None:
+        """(DRAWS,) what the run came to on bootstrap samples of what it was measured on; `None` if that was exact."""
+        return None
 
 
-def final(cell: Mapping[str, Any] | None, metric: str) -> float:
-    """The last measurement of a cell; the worst there is where it failed."""
-    values = (cell or {}).get("rows", {}).get("metrics", {}).get(metric)
-    if not values or math.isnan(values[-1]):
-        return math.inf * better(metric)
-    return max(values[-1], FLOOR) if better(metric) > 0 else values[-1]
+class FinalGap(Criterion):
+    """The duality gap at the end of a run."""
+
+    metric, words, tie = "duality_gap", "final duality gap", "equal within rounding"
+
+    def known(self, key: str, cell: Cell) -> float | None:
+        value = _gaps(cell)[-1]
+        return math.inf if math.isnan(value) else max(value, FLOOR)
+
+    def cost(self, key: str, cell: Cell) -> tuple[float, ...]:
+        course = [_log(gap) for gap in _gaps(cell)]
+        return course[-1], sum(course) / len(course)
+
+    def shown(self, value: float) -> str:
+        return "at a median below rounding" if value <= FLOOR else super().shown(value)
+
+
+@attrs.frozen
+class QueriesToTolerance(Criterion):
+    """Queries until the duality gap is at most `tol`; all runs that never are, are equal, and behind."""
+
+    tol: float
+    metric: str = attrs.field(init=False, default="queries_to_tol")
+    words: str = attrs.field(
+        init=False, default=attrs.Factory(lambda self: f"queries to a duality gap of {self.tol:g}", takes_self=True)
+    )
+
+    def known(self, key: str, cell: Cell) -> float:
+        pairs = zip(cell["rows"]["queries"], _gaps(cell), strict=True)
+        return next((float(queries) for queries, gap in pairs if gap <= self.tol), math.inf)
+
+    def cost(self, key: str, cell: Cell) -> tuple[float, ...]:
+        reached = self.known(key, cell)
+        spent = min(reached, cell["rows"]["queries"][-1])
+        return float(math.isinf(reached)), math.log10(max(spent, 1)), _log(_gaps(cell)[-1])
+
+    def shown_score(self, score: Sequence[float]) -> float | None:
+        """The mean log10 queries; null where a run did not get there."""
+        return score[1] if score[0] == 0 else None
+
+    def shown(self, value: float) -> str:
+        return "whose median run did not get there" if math.isinf(value) else f"after a median of {value:,.0f}"
+
+
+@attrs.frozen(eq=False)
+class WorstCase(Criterion):
+    """The win rate against the policy of the pool that a run's policy does worst against.
+
+    A win rate against the reference alone can be had by a policy that everybody else beats, where preferences go in
+    circles. This one is 1/2 less the policy's exploitability by the pool: a lower bound on its true exploitability.
+
+    Attributes:
+        judge: "training" or "held_out".
+        values: key of a run -> (1 + DRAWS,) its own, and on bootstrap samples of the prompts; empty where the
+            policies have not met.
+    """
+
+    judge: str
+    values: Mapping[str, Floats] = attrs.field(factory=dict)
+    lower: bool = attrs.field(init=False, default=False)
+    metric: str = attrs.field(
+        init=False, default=attrs.Factory(lambda self: f"worst_case_{self.judge}", takes_self=True)
+    )
+    words: str = attrs.field(init=False, default=attrs.Factory(lambda self: _in_the_pool(self.judge), takes_self=True))
+
+    def known(self, key: str, cell: Cell) -> float | None:
+        found = self.values.get(key)
+        return None if found is None else float(found[0])
+
+    def cost(self, key: str, cell: Cell) -> tuple[float, ...]:
+        value = self.known(key, cell)
+        return (math.inf if value is None else -value,)
+
+    def shown_score(self, score: Sequence[float]) -> float | None:
+        return -score[0] if math.isfinite(score[0]) else None
+
+    def redrawn(self, key: str) -> Floats | None:
+        found = self.values.get(key)
+        return None if found is None else found[1:]
+
+
+def _in_the_pool(judge: str) -> str:
+    return f"worst-case win rate in the pool, {judge.replace('_', '-')} judge"
+
+
+def _gaps(cell: Cell) -> Sequence[float]:
+    return cell["rows"]["metrics"]["duality_gap"]
+
+
+def _log(gap: float) -> float:
+    return math.inf if math.isnan(gap) or math.isinf(gap) else math.log10(max(gap, FLOOR))
 
 
 @attrs.frozen(eq=False)
@@ -53,22 +188,28 @@ class Ranking:
     runs: int
 
 
-def ranking(values: Floats, metric: str, deterministic: bool = False) -> Ranking:
+def ranking(values: Floats, lower: bool, deterministic: bool = False, redrawn: Floats | None = None) -> Ranking:
     """Ranks of (n, k) final values, one row a run.
 
     Args:
+        lower: whether less is better.
         deterministic: nothing was random, so that a single run says all there is to say of its game.
+        redrawn: (DRAWS, n, k) the values on samples of what they were measured on, where that was sampled: each
+            draw of the runs then has one of them.
     """
-    ranks = _ranks(values * better(metric))
+    sign = 1 if lower else -1
+    ranks = _ranks(values * sign)
     runs = len(ranks)
-    counts = np.random.default_rng(0).multinomial(runs, np.full(runs, 1 / runs), size=_DRAWS)
-    return _judged(ranks.mean(0), counts @ ranks / runs, runs, enough=deterministic or runs >= FEWEST)
+    counts = np.random.default_rng(0).multinomial(runs, np.full(runs, 1 / runs), size=DRAWS)
+    drawn = ranks if redrawn is None else _ranks(redrawn * sign)
+    draws = (counts[:, None] @ drawn)[:, 0] / runs
+    return _judged(ranks.mean(0), draws, runs, enough=deterministic or runs >= FEWEST)
 
 
 def combined(rankings: Sequence[Ranking]) -> Ranking:
     """Over several games of the same contestants, resampling the games and the runs on each."""
     games = len(rankings)
-    counts = np.random.default_rng(1).multinomial(games, np.full(games, 1 / games), size=_DRAWS)
+    counts = np.random.default_rng(1).multinomial(games, np.full(games, 1 / games), size=DRAWS)
     draws = np.einsum("bg,gbk->bk", counts / games, np.stack([one.draws for one in rankings]))
     runs = sum(one.runs for one in rankings)
     return _judged(np.mean([one.mean for one in rankings], axis=0), draws, runs, enough=runs >= FEWEST)
@@ -88,7 +229,7 @@ def _judged(mean: Floats, draws: Floats, runs: int, *, enough: bool) -> Ranking:
 
 
 def _ranks(values: Floats) -> Floats:
-    """(n, k), ties shared; with 1 for the least of a row."""
+    """(..., k), ties shared; with 1 for the least of a row."""
     from scipy.stats import rankdata
 
-    return rankdata(values, axis=1).astype(float)
+    return rankdata(values, axis=-1).astype(float)

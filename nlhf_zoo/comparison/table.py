@@ -111,6 +111,7 @@ class TableRun(Run):
             solver,
             queries=self.queries,
             steps=self.steps,
+            tol=self.tol,
             seed=self.seed,
             every=Due(),
             strict=True,

@@ -69,6 +69,7 @@ class Run(Task):
     queries: int | None
     tokens: int | None
     steps: int | None
+    tol: float | None = None
 
     @property
     def solver(self) -> str:
@@ -84,6 +85,7 @@ class Run(Task):
             "queries": self.queries,
             "tokens": self.tokens,
             "steps": self.steps,
+            **({} if self.tol is None else {"tol": self.tol}),
             "version": run_version(self.name),
         }
 

@@ -10,10 +10,11 @@ import attrs
 
 from nlhf_zoo.comparison.config import TUNING_SEEDS_FROM
 from nlhf_zoo.comparison.entries import SolverEntry
-from nlhf_zoo.comparison.scores import FLOOR, better, final
-from nlhf_zoo.comparison.tasks import Run
+from nlhf_zoo.comparison.kinds import Kind
+from nlhf_zoo.comparison.scores import Criterion
+from nlhf_zoo.comparison.tasks import Run, Task
 
-__all__ = ["Choice", "chosen", "tuning_seeds"]
+__all__ = ["Choice", "chosen", "together", "tuning_seeds"]
 
 
 @attrs.frozen(kw_only=True)
@@ -25,12 +26,14 @@ class Choice:
         points: grid points tried.
         seeds: the tuning seeds that each was run on.
         queries, tokens: spent by all of them together.
+        by: what points were compared by.
         options: the point that did best.
-        tried: each point with its score, the mean of the runs' final log10 duality gaps (or win rate); null where
-            it failed.
+        tried: each point with its score, the mean over runs of the final log10 duality gap, of the log10 queries to
+            `tol`, or of the worst-case win rate; null where a run failed, or did not get to `tol`.
     """
 
     on: Sequence[str]
+    by: str
     points: int
     seeds: tuple[int, ...]
     queries: int
@@ -44,46 +47,57 @@ def tuning_seeds(entry: SolverEntry, largest: int, seeds: int) -> tuple[int, ...
     return tuple(range(TUNING_SEEDS_FROM, TUNING_SEEDS_FROM + seeds * largest // len(entry.points)))
 
 
+def together(
+    runs: Sequence[Sequence[Run]], kinds: Mapping[str, Kind], cells: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[Task]]:
+    """Game tuned on -> what the ended tuning runs of one contestant there are to be found out together.
+
+    A contestant's variants meet each other and the reference, not its rivals: what is chosen of a grid does not depend
+    on who else competes.
+    """
+    every = [run for mine in runs for run in mine if "rows" in cells.get(run.key, {})]
+    labels = dict.fromkeys(run.game.label for mine in runs for run in mine)
+    return {label: kinds[label].after([run for run in every if run.game.label == label]) for label in labels}
+
+
 def chosen(
-    entry: SolverEntry, runs: Sequence[Sequence[Run]], cells: Mapping[str, Mapping[str, Any]], metric: str
+    entry: SolverEntry,
+    runs: Sequence[Sequence[Run]],
+    cells: Mapping[str, Mapping[str, Any]],
+    criteria: Mapping[str, Criterion],
 ) -> Choice:
     """The best point of a grid.
 
     Args:
         runs: for each point, its tuning runs.
         cells: key of a run -> its finished cell.
-        metric: what counts, at the end of a run.
+        criteria: game tuned on -> what counts there.
     """
-    scores = [_score([cells[run.key] for run in mine], metric) for mine in runs]
+    scores = [_score(mine, cells, criteria) for mine in runs]
     best = min(range(len(scores)), key=lambda at: scores[at])
     rows = [cells[run.key]["rows"] for mine in runs for run in mine if "rows" in cells[run.key]]
+    first = criteria[runs[0][0].game.label]
     return Choice(
-        on=list(dict.fromkeys(run.game.label for run in runs[0])),
+        on=list(criteria),
+        by=first.words,
         points=len(entry.points),
         seeds=tuple(sorted({run.seed for run in runs[0]})),
         queries=sum(row["queries"][-1] for row in rows),
         tokens=sum(row["tokens"][-1] for row in rows),
         options=entry.points[best],
         tried=[
-            {"options": dict(point), "score": score[0] * better(metric) if math.isfinite(score[0]) else None}
+            {"options": dict(point), "score": first.shown_score(score)}
             for point, score in zip(entry.points, scores, strict=True)
         ],
     )
 
 
-def _score(cells: Sequence[Mapping[str, Any]], metric: str) -> tuple[float, float]:
-    """The mean over runs of the end, and to break ties of the whole course; the less the better."""
-    ends = [_logged(final(cell, metric), metric) for cell in cells]
-    courses = [[_logged(value, metric) for value in _course(cell, metric)] for cell in cells]
-    means = [sum(course) / len(course) if course else math.inf for course in courses]
-    return sum(ends) / len(ends), sum(means) / len(means)
-
-
-def _course(cell: Mapping[str, Any], metric: str) -> Sequence[float]:
-    return cell.get("rows", {}).get("metrics", {}).get(metric, ())
-
-
-def _logged(value: float, metric: str) -> float:
-    if math.isnan(value) or math.isinf(value):
-        return math.inf
-    return math.log10(max(value, FLOOR)) if better(metric) > 0 else -value
+def _score(
+    runs: Sequence[Run], cells: Mapping[str, Mapping[str, Any]], criteria: Mapping[str, Criterion]
+) -> tuple[float, ...]:
+    """The mean cost over runs, whichever games they were on; infinite where one of them failed."""
+    costs = [
+        criteria[run.game.label].cost(run.key, cells[run.key]) if "rows" in cells[run.key] else (math.inf,)
+        for run in runs
+    ]
+    return tuple(sum(numbers) / len(numbers) for numbers in zip(*costs, strict=False))

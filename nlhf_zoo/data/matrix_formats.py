@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,9 +67,25 @@ def _read_csv(path: Path) -> Table:
         raise BadInput(f"{path}: not a csv file ({error})") from None
     if not rows:
         raise BadInput(f"{path}: holds nothing but blank lines; give a square of numbers")
+    _refuse_other_separators(path, text)
     if {"wins_i", "wins_j"} <= set(rows[0]):
         return _long_form(str(path), _columns(str(path), rows))
     return _square_of_text(str(path), rows)
+
+
+_SEPARATORS = {";": ("semicolons", ";"), "\t": ("tabs", "\\t")}
+
+
+def _refuse_other_separators(path: Path, text: str) -> None:
+    """A label may hold one; what stands in every line, rows of numbers too, and as often in each, separates."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for separator, (name, written) in _SEPARATORS.items():
+        counts = {line.count(separator) for line in lines}
+        if len(lines) > 1 and len(counts) == 1 and counts != {0}:
+            raise BadInput(
+                f"{path}: its cells are separated by {name}; save it with commas, and with points in decimals:"
+                f" tr ',{written}' '.,' < {path.name} > commas.csv"
+            )
 
 
 def _columns(where: str, rows: list[list[str]]) -> dict[str, list[str]]:
@@ -251,10 +268,24 @@ def _real(path: Path, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
 
+@contextlib.contextmanager
+def _unpickled(path: Path) -> Iterator[None]:
+    """numpy's advice, allow_pickle=True, would run whatever code is in the file."""
+    try:
+        yield
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise BadInput(
+            f"{path}: holds a pickled array of Python objects, or is no numpy file; pickles are not read. Save numbers"
+            " as numpy.save(path, array.astype(float)), and labels as array.astype(str)"
+        ) from None
+
+
 def _read_npz(path: Path) -> Table:
     require_file(path)
     # An open handle, because numpy leaves open the files that it opens itself and cannot read.
-    with parsing(path, "npz file"), path.open("rb") as handle:
+    with parsing(path, "npz file"), _unpickled(path), path.open("rb") as handle:
         content = np.load(handle, allow_pickle=False)
         if isinstance(content, np.ndarray):
             raise BadInput(f"{path}: is an npy file; name it .npy")
@@ -266,7 +297,7 @@ def _read_npz(path: Path) -> Table:
 
 def _read_npy(path: Path) -> Table:
     require_file(path)
-    with parsing(path, "npy file"), path.open("rb") as handle:
+    with parsing(path, "npy file"), _unpickled(path), path.open("rb") as handle:
         content = np.load(handle, allow_pickle=False)
         if not isinstance(content, np.ndarray):
             content.close()

@@ -15,7 +15,7 @@ from nlhf_zoo.intervals import wilson_interval
 from nlhf_zoo.oracles import orders
 from nlhf_zoo.oracles.ensemble import Disagreement, EnsembleOracle
 
-__all__ = ["Audit", "accuracy", "audit"]
+__all__ = ["Audit", "accuracy", "audit", "audit_rows"]
 
 
 @attrs.frozen(kw_only=True)
@@ -82,6 +82,32 @@ class Audit:
                 f"the oracle is no better than a coin on labelled pairs: {self.accuracy:.1%} [{low:.1%}, {high:.1%}]"
             )
         return tuple(found)
+
+
+_WORDS = {
+    "pairs": "pairs asked about",
+    "antisymmetry_error": "max |P(a,b) + P(b,a) - 1|",
+    "position_bias": "position bias (+ first, - second)",
+    "order_flips": "winner changes with the order",
+    "decisiveness": "mean |P - 1/2|",
+    "inconsistency": "mean |Q - Q'| asked twice",
+    "changed_verdicts": "winner changes when asked twice",
+    "disagreement": "mean |P_i - P_j| of its judges",
+    "split_verdicts": "its judges are split",
+    "accuracy": "accuracy on labelled pairs",
+    "labelled_pairs": "labelled pairs",
+}
+
+
+def audit_rows(found: Sequence[Audit]) -> list[tuple[str, list[float | None]]]:
+    """What was measured, in words, with the number of each; what was measured of none is left out."""
+    rows = [(words, [getattr(one, name) for one in found]) for name, words in _WORDS.items()]
+    unlabelled = _WORDS["labelled_pairs"]
+    return [
+        (words, numbers)
+        for words, numbers in rows
+        if any(number is not None and (number or words != unlabelled) for number in numbers)
+    ]
 
 
 def audit(

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from nlhf_zoo.oracles.audit import Audit, audit_rows
 from nlhf_zoo.report import convergence
 from nlhf_zoo.report.convergence import Claim, Curve, Measured
-from nlhf_zoo.report.markup import number, redact
+from nlhf_zoo.report.markup import Span, number, redact
 from nlhf_zoo.report.page import Report
 from nlhf_zoo.report.reading import Comparison, PlayedGame, read_comparison
 from nlhf_zoo.report.standings import counts, ends, final_table, name_of, overall_table, verdicts
@@ -95,7 +96,8 @@ def _lead(comparison: Comparison) -> str:
 
 def _budget(game: PlayedGame) -> str:
     budget = game.summary.get("budget") or {}
-    return " and ".join(f"{number(budget[what])} {what}" for what in ("queries", "tokens") if budget.get(what))
+    named = {"queries": budget.get("of") or "queries", "tokens": "tokens"}
+    return " and ".join(f"{number(budget[what])} {words}" for what, words in named.items() if budget.get(what))
 
 
 def _about(game: PlayedGame) -> str:
@@ -114,6 +116,21 @@ _HOW_TO_READ = (
 )
 
 
+_CRITERIA: Mapping[str, str] = {
+    "worst_case_training": "Ranked by the worst case in the pool: the win rate over whom a policy does worst against,"
+    " of the policies of all solvers and seeds, of some on the way there, and the reference. That opponent is chosen on"
+    " every second prompt and met on the others, both ways round. What it lacks to one half is a lower bound on the"
+    " policy's exploitability, which going in a circle does not hide.",
+    "queries_to_tol": "Ranked by the queries that it took to get to the tolerance; what never did is above all that it"
+    " could spend, and equal to all others that did not.",
+    "duality_gap": "Ranked by the final duality gap.",
+}
+
+
+def _ranked_by(game: PlayedGame) -> str:
+    return _CRITERIA.get(str(game.summary.get("metric")), "")
+
+
 def _add_standings(report: Report, comparison: Comparison) -> None:
     if len(comparison.games) > 1:
         report.add_table("Who stands where", *overall_table(comparison), note=_HOW_TO_READ, keyed=True)
@@ -121,7 +138,7 @@ def _add_standings(report: Report, comparison: Comparison) -> None:
 
 def _add_game(report: Report, game: PlayedGame, points: int, alone: bool) -> None:
     columns, rows, solvers = final_table(game)
-    note = _HOW_TO_READ if alone else ""
+    note = " ".join([*([_HOW_TO_READ] if alone else []), _ranked_by(game)])
     report.add_table("Where each solver ended", columns, rows, solvers, note=note, keyed=alone)
     found = {metric: measured(game, metric, points) for metric in convergence.METRICS}
     if any(one.curves for one in found.values()):
@@ -186,6 +203,8 @@ def _add_equilibrium(report: Report, game: PlayedGame, mass: np.ndarray) -> None
 
 
 def _add_language(report: Report, game: PlayedGame) -> None:
+    _add_audit(report, game)
+    _add_pool(report, game)
     averages: Mapping[str, Mapping[str, float]] = game.summary.get("nash_average") or {}
     against = [row for row in game.win_rates if row["column"] == "reference"]
     if against:
@@ -218,6 +237,56 @@ def _add_language(report: Report, game: PlayedGame) -> None:
         report.add_samples(samples, "Samples side by side", "Nothing was picked.")
 
 
+def _add_audit(report: Report, game: PlayedGame) -> None:
+    audits: Mapping[str, Mapping[str, Any]] = game.summary.get("audit") or {}
+    if audits:
+        rows = audit_rows([Audit(**one) for one in audits.values()])
+        report.add_table(
+            "The judges",
+            ["On pairs of the reference's answers", *(_judge(judge).capitalize() for judge in audits)],
+            [[words, *numbers] for words, numbers in rows],
+        )
+
+
+def _add_pool(report: Report, game: PlayedGame) -> None:
+    """Each solver's part in the Nash average, and where its policies lose most, one row a solver and judge."""
+    pool: Mapping[str, Mapping[str, Any]] = game.summary.get("pool") or {}
+    names = {row["solver"]: name_of(row) for row in ends(game)}
+    rows, groups = [], []
+    for judge, solvers in pool.items():
+        for solver, one in solvers.items():
+            mass, skill, weakest = one["mass"], one["skill"], one["weakest"]
+            rows.append(
+                [
+                    names.get(solver, solver),
+                    _judge(judge),
+                    Span(mass["value"], mass["low"], mass["high"]),
+                    Span(skill["value"], skill["low"], skill["high"]),
+                    weakest["column"],
+                    Span(weakest["mean"], weakest["low"], weakest["high"]),
+                ]
+            )
+            groups.append(names.get(solver, solver))
+    if rows:
+        columns = [
+            "Solver",
+            "Judge",
+            "Share of the Nash average",
+            "Win rate over it",
+            "Loses most to",
+            "Win rate there",
+        ]
+        report.add_table(
+            "In the pool of all policies",
+            columns,
+            rows,
+            groups,
+            note="The Nash average is the mixture of policies that none of them beats, of the largest entropy. Below"
+            " its shares and win rates stand 95 % bootstrap intervals over seeds and prompts, in the last column"
+            " that of the pair.",
+        )
+
+
 def _judge(name: str) -> str:
     return _JUDGES.get(name, name)
 
@@ -246,11 +315,15 @@ def _add_tuning(report: Report, comparison: Comparison) -> None:
         for entry, tuning in (game.summary.get("tuning") or {}).items():
             for tried in tuning.get("tried") or [{"options": tuning["chosen"], "score": None}]:
                 chosen = "chosen" if tried["options"] == tuning["chosen"] else ""
-                row = [_options(tried["options"]), chosen, tried["score"], len(tuning["seeds"]), tuning["queries"]]
+                spent = [len(tuning["seeds"]), tuning["queries"]]
+                row = [_options(tried["options"]), chosen, tried["score"], tuning.get("by"), *spent]
                 rows.append([game.label, entry, *row])
     if rows:
-        columns = ["Game", "Solver", "Tried", "Choice", "Score", "Seeds", "Queries in all"]
-        note = "Tuning runs have seeds of their own, and every solver that is tuned may spend the same."
+        columns = ["Game", "Solver", "Tried", "Choice", "Score", "By", "Seeds", "Queries in all"]
+        note = (
+            "Tuning runs have seeds of their own, and every solver that is tuned may spend the same. A score is the"
+            " mean over runs, of the log10 where it goes by a gap or by queries."
+        )
         report.add_table("Tuning", columns, rows, caption="What was tried, and what was chosen", note=note)
 
 

@@ -13,6 +13,9 @@ from nlhf_zoo.report.standings import counts, ends, name_of
 __all__ = ["latex_table"]
 
 _HEADS: Mapping[str, str] = {
+    "queries_to_tol": "Queries to tolerance",
+    "worst_case_training": "Worst case",
+    "worst_case_held_out": "Worst case, held out",
     "duality_gap": "Duality gap",
     "kl_to_equilibrium": "KL",
     "span_to_equilibrium": "Span",
@@ -81,12 +84,21 @@ def _solver(row: Mapping[str, Any]) -> str:
 
 
 def _median(row: Mapping[str, Any], metric: str) -> str:
-    return _number(row["final"].get(metric, {}).get("median"))
+    return _end(row, metric, "median")
 
 
 def _quartiles(row: Mapping[str, Any], metric: str) -> str:
     low, high = (row["final"].get(metric, {}).get(end) for end in ("low", "high"))
-    return "" if low is None or low == high else rf"{{\scriptsize {_number(low)} to {_number(high)}}}"
+    if low is None or low == high:
+        return ""
+    return rf"{{\scriptsize {_number(low)} to {_end(row, metric, 'high')}}}"
+
+
+def _end(row: Mapping[str, Any], metric: str, which: str) -> str:
+    value = row["final"].get(metric, {}).get(which)
+    if value is None and metric in row["final"] and metric == "queries_to_tol":
+        return f"$>{_queries(row)}$"  # it never got there, with all that it could spend
+    return _number(value)
 
 
 def _queries(row: Mapping[str, Any]) -> str:

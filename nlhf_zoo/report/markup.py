@@ -36,11 +36,15 @@ def power(value: float) -> str:
 
 @attrs.frozen
 class Span:
-    """A table's cell: a number, by which the column sorts, and between what it lies."""
+    """A table's cell: a number, by which the column sorts, and between what it lies.
+
+    Where `most` is given, an infinite one is known to be above that only.
+    """
 
     value: float
     low: float | None
     high: float | None
+    most: float | None = None
 
 
 def escape(text: object) -> str:
@@ -124,10 +128,13 @@ def _heading(column: str, values: Sequence[Any], at: int) -> str:
 def _cell(value: Any, at: int) -> str:
     tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
     if isinstance(value, Span):
+        cell = _cell(value.value, at)
+        if value.most is not None and math.isinf(value.value):
+            cell = cell.replace(f">{number(value.value)}<", f">{_above(value.value, value.most)}<")
         if value.low == value.high:
-            return _cell(value.value, at)
-        ends = f"<small>{number(value.low)} to {number(value.high)}</small>"
-        return _cell(value.value, at).replace(f"</{tag}>", f"{ends}</{tag}>")
+            return cell
+        ends = f"<small>{_above(value.low, value.most)} to {_above(value.high, value.most)}</small>"
+        return cell.replace(f"</{tag}>", f"{ends}</{tag}>")
     if value is None or (_is_number(value) and math.isnan(value)):
         return f'<{tag}{scope} class="none">–</{tag}>'
     if not _is_number(value):
@@ -135,6 +142,10 @@ def _cell(value: Any, at: int) -> str:
     # numpy's own repr names the type, and JavaScript spells infinity out.
     exact = repr(int(value) if isinstance(value, numbers.Integral) else float(value)).replace("inf", "Infinity")
     return f'<{tag}{scope} class="number" data-value="{exact}">{number(value)}</{tag}>'
+
+
+def _above(value: float | None, most: float | None) -> str:
+    return number(value) if most is None or value is None or math.isfinite(value) else f"&gt; {number(most)}"
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

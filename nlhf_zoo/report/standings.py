@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from statistics import quantiles
 from typing import Any
@@ -14,11 +15,14 @@ from nlhf_zoo.report.template import Sign
 __all__ = ["counts", "ends", "final_table", "name_of", "overall_table", "verdicts"]
 
 _HEADINGS: Mapping[str, str] = {
+    "queries_to_tol": "Queries to the tolerance",
+    "worst_case_training": "Worst case in the pool",
+    "worst_case_held_out": "Worst case, held-out judge",
     "duality_gap": "Duality gap",
     "kl_to_equilibrium": "KL to equilibrium",
     "span_to_equilibrium": "Span to equilibrium",
-    "win_rate_training": "Win rate",
-    "win_rate_held_out": "Win rate, held-out judge",
+    "win_rate_training": "Win rate over the reference",
+    "win_rate_held_out": "Over the reference, held-out judge",
     "kl_to_reference": "KL to reference",
     "length": "Length",
 }
@@ -78,12 +82,13 @@ def final_table(game: PlayedGame) -> tuple[list[str], list[list[Any]], list[str]
         "Verdict": ["among the best" if row.get("best") else "" for row in found]
         if any("best" in row for row in found)
         else [],
+        "Got there": [_got_there(row) for row in found],
         **{_HEADINGS[metric]: [_final(row, metric) for row in found] for metric in metrics},
         **{
             f"Queries to gap {power(float(key))}": [row.get("queries_to", {}).get(key) for row in found]
             for key in targets
         },
-        "Queries": [row.get("queries") for row in found],
+        _asked(game): [row.get("queries") for row in found],
         "Tokens": [row.get("tokens") or None for row in found],
         "Seconds": [row.get("seconds") for row in found],
         "Runs": [row.get("runs") for row in found],
@@ -125,8 +130,21 @@ def _rank(row: Mapping[str, Any]) -> Span | None:
     return Span(rank["mean"], rank["low"], rank["high"]) if rank else None
 
 
+def _asked(game: PlayedGame) -> str:
+    """Which kind of queries."""
+    return str((game.summary.get("budget") or {}).get("of") or "queries").capitalize()
+
+
+def _got_there(row: Mapping[str, Any]) -> str | None:
+    return f"{row['reached']['runs']} of {row['runs']}" if row.get("reached") else None
+
+
 def _final(row: Mapping[str, Any], metric: str) -> Span | None:
     found = row["final"].get(metric)
+    if found and metric == "queries_to_tol":
+        # Null is a run that never got there, with all that it could spend.
+        ends = {name: math.inf if value is None else value for name, value in found.items()}
+        return Span(ends["median"], ends["low"], ends["high"], row["queries"])
     if not found or found["median"] is None:
         return None
     return Span(found["median"], found["low"], found["high"])
@@ -141,7 +159,8 @@ def verdicts(comparison: Comparison) -> Iterator[tuple[str, Sign]]:
     if overall and len(comparison.games) > 1:
         yield f"Over all games: {overall}.", "note"
     for game in told[:_MOST_VERDICTS]:
-        yield f"{game.label}: {game.summary['verdict']}.", "note"
+        for text in (game.summary["verdict"], *(one["verdict"] for one in (game.summary.get("beside") or {}).values())):
+            yield f"{game.label}: {text}.", "note"
     if len(told) > _MOST_VERDICTS:
         yield f"The verdicts on {counts(len(told) - _MOST_VERDICTS, 'further game')} are in the table.", "note"
     yield from _bounds(comparison)
@@ -186,14 +205,19 @@ def _bounds(comparison: Comparison) -> Iterator[tuple[str, Sign]]:
 
 
 def _uncertain(game: PlayedGame) -> Iterator[tuple[str, Sign]]:
-    unsure = (game.summary.get("equilibrium") or {}).get("uncertainty")
+    known = game.summary.get("equilibrium") or {}
+    unsure = known.get("uncertainty")
+    if warning := (known.get("never_compared") or {}).get("warning"):
+        mend = "the redraws below say how sure each of them is" if unsure else "redraws (--draws) say how sure it is"
+        yield f"{game.label}: {warning}; {mend}.", "bad"
     if not unsure:
         return
     sure = [chance for chance in unsure["in_support"] if chance >= 0.95]
     maybe = [chance for chance in unsure["in_support"] if 0.05 < chance < 0.95]
     top = max(range(len(unsure["mass"])), key=lambda at: unsure["mass"][at])
     yield (
-        f"{game.label} is known from win counts: {counts(len(sure), 'response')} belong to the equilibrium in at least"
+        f"{game.label} is known from win counts: {counts(len(sure), 'response')} belong{'s' * (len(sure) == 1)} to the"
+        " equilibrium in at least"
         f" 95 % of the redraws, {number(len(maybe))} now and then; its likeliest, {unsure['labels'][top]}, has between"
         f" {unsure['low'][top]:.1%} and {unsure['high'][top]:.1%} of the mass.",
         "note",

@@ -108,6 +108,7 @@ class TrainConfig:
         split_seed: of the split into training and held-out prompts; `seed` unless given.
         eval_batch_size: prompts a batch of the evaluation.
         show_samples: held-out prompts whose answers are written to samples/, and shown by the logger; 0 writes none.
+        show_audit: print what the judges are like before the first step; it is in audit.json too.
         logger: "tensorboard", "csv", "wandb", "mlflow" or "none".
         logger_options: keyword arguments of Lightning's logger: project, offline, tracking_uri, ...
         progress: show a bar of the batches.
@@ -172,6 +173,7 @@ class TrainConfig:
     split_seed: int | None = None
     eval_batch_size: int = attrs.field(default=32, validator=_at_least(1))
     show_samples: int = attrs.field(default=8, validator=_at_least(0))
+    show_audit: bool = True
     logger: str = attrs.field(
         default="tensorboard", validator=attrs.validators.in_(("tensorboard", "csv", "wandb", "mlflow", "none"))
     )

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nlhf_zoo.data.pairs import LabelledPair
 from nlhf_zoo.interfaces import PreferenceOracle
-from nlhf_zoo.oracles.audit import Audit, accuracy, audit
+from nlhf_zoo.oracles.audit import Audit, accuracy, audit, audit_rows
 from nlhf_zoo.oracles.build import build_oracle, essential_options
 from nlhf_zoo.oracles.failures import JudgeFailed
 from nlhf_zoo.training.config import TrainConfig
@@ -62,21 +62,6 @@ def audit_judges(
     return found
 
 
-_ROWS = {
-    "pairs": "pairs asked about",
-    "antisymmetry_error": "max |P(a,b) + P(b,a) - 1|",
-    "position_bias": "position bias (+ first, - second)",
-    "order_flips": "winner changes with the order",
-    "decisiveness": "mean |P - 1/2|",
-    "inconsistency": "mean |Q - Q'| asked twice",
-    "changed_verdicts": "winner changes when asked twice",
-    "disagreement": "mean |P_i - P_j| of its judges",
-    "split_verdicts": "its judges are split",
-    "accuracy": "accuracy on labelled pairs",
-    "labelled_pairs": "labelled pairs",
-}
-
-
 def show_audits(found: Mapping[str, Audit]) -> None:
     """A small table on stderr, a column a judge; what was not measured of any is left out."""
     from rich import box
@@ -84,10 +69,8 @@ def show_audits(found: Mapping[str, Audit]) -> None:
     from rich.table import Table
 
     table = Table("audit of the judge", *found, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, words in _ROWS.items():
-        values = [getattr(one, name) for one in found.values()]
-        if any(value is not None and (value or name != "labelled_pairs") for value in values):
-            table.add_row(words, *("-" if value is None else f"{value:.3g}" for value in values))
+    for words, numbers in audit_rows(list(found.values())):
+        table.add_row(words, *("-" if number is None else f"{number:.3g}" for number in numbers))
     Console(stderr=True, markup=False, highlight=False).print(table)
 
 

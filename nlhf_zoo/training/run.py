@@ -168,7 +168,7 @@ def _checkpoint(config: TrainConfig) -> str | None:
 # What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
 _FREE = {
     *("out", "resume", "estimate", "steps", "queries", "tokens", "progress", "checkpoint_every", "keep_checkpoints"),
-    *("log_every", "logger", "logger_options", "show_samples", "labelled_pairs"),
+    *("log_every", "logger", "logger_options", "show_samples", "show_audit", "labelled_pairs"),
     *("eval_every", "eval_batch_size", "eval_oracle", "eval_oracle_options"),
     # Devices x nodes x accumulate must stay; the checkpoint knows how many processes there were.
     *("accelerator", "devices", "nodes", "strategy", "accumulate", "gradient_checkpointing", "trust_remote_code"),

@@ -97,7 +97,7 @@ class Evaluator(Callback):
     def _audit(self, module: NashTraining) -> dict[str, Any]:
         """What each oracle says of pairs of the reference's own answers; the watcher warns of what it finds.
 
-        A table of it goes to stderr. A collective call.
+        A table of it goes to stderr, where asked for. A collective call.
         """
         config, reference = self.config, module.pool.policy(module.pool.reference)
         first, second = (
@@ -113,7 +113,8 @@ class Evaluator(Callback):
 
         def asked() -> dict[str, Audit]:
             found = audit_judges(self.oracles, judged, mine, theirs, self.labelled)
-            show_audits(found)
+            if config.show_audit:
+                show_audits(found)
             return found
 
         found = by_first(asked)
