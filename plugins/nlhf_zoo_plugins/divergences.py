@@ -53,8 +53,24 @@ class ForwardKL(Divergence):
     def log_inverse_of_slack(self, log_slack: Tensor) -> Tensor:
         return -log_slack
 
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return _power_mean(log_rhos, shares, 1.0)
+
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return log_q.exp() * (log_q - log_p)
+
+
+def _power_mean(log_rhos: Tensor, shares: Sequence[float], power: float) -> Tensor:
+    """(..., Y) log of (sum_j s_j rho_j^power)^(1 / power): the anchor of anchors under f''(t) = t^(-1 - power)."""
+    import torch
+
+    s = torch.tensor(shares, dtype=log_rhos.dtype, device=log_rhos.device).reshape(-1, *[1] * (log_rhos.ndim - 1))
+    middle = (s * log_rhos).sum(0)
+    apart = power * (log_rhos - middle)
+    # At a small power the sum is 1 and a little: that little is what counts.
+    near = torch.log1p((s * torch.expm1(apart.clamp(-1, 1))).sum(0))
+    far = (apart + s.log()).logsumexp(0)
+    return middle + torch.where(apart.abs().amax(0) < 1, near, far) / power
 
 
 @attrs.frozen
@@ -189,6 +205,9 @@ class Alpha(Divergence):
         edge = math.inf if self.alpha < 1 else -math.inf
         return torch.where(below > -1, torch.log1p(below.clamp_min(-1)) / (self.alpha - 1), edge)
 
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return _power_mean(log_rhos, shares, 1 - self.alpha)
+
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         import torch
 
@@ -239,6 +258,9 @@ class ChiSquared(Divergence):
 
         return torch.where(slope > -2, slope + slope.square() / 4, -1.0)
 
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return _power_mean(log_rhos, shares, -1.0)
+
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         import torch
 
@@ -285,6 +307,9 @@ class SquaredHellinger(Divergence):
         import torch
 
         return torch.where(slope < 1, slope / (1 - slope).clamp_min(0), math.inf)
+
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return _power_mean(log_rhos, shares, 0.5)
 
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return ((log_p / 2).exp() - (log_q / 2).exp()).square()
