@@ -88,9 +88,10 @@ def monotone_root(
     *,
     start: Tensor | None = None,
     tolerance: Tensor | float = 0.0,
+    resolution: Tensor | float = 0.0,
 ) -> Tensor:
     """(...) the zero itself: the middle of `narrow_bracket`."""
-    low, high = narrow_bracket(function, low, high, start=start, tolerance=tolerance)
+    low, high = narrow_bracket(function, low, high, start=start, tolerance=tolerance, resolution=resolution)
     return low + (high - low) / 2
 
 
@@ -272,7 +273,8 @@ class _Problem(ABC):
         """(..., Y) differences of the coordinate from its target that rounding explains."""
         import torch
 
-        return 4 * _EPS * (1 + target.abs()) + 2 * _EPS * torch.maximum(log_p.abs(), self.size) * slope
+        steep = slope.nan_to_num(0.0, posinf=0.0)  # where it overflows, nothing is near
+        return 4 * _EPS * (1 + target.abs()) + 2 * _EPS * torch.maximum(log_p.abs(), self.size) * steep
 
     def respond(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         """(..., Y) log p at a (...) multiplier, -inf for a response left out, and its derivative in the multiplier."""
@@ -303,7 +305,7 @@ class _Problem(ABC):
             close = ~inside | (value.abs() <= self._noise(target, x, slope))
             return torch.where(close, 0.0, value), self.chord(reached, target, slope)
 
-        x = monotone_root(short, known.low, known.high, start=start)
+        x = monotone_root(short, known.low, known.high, start=start, resolution=_EPS / 32)
         self._found = attrs.evolve(known, x=x, target=target, slope=slope)
         return torch.where(inside, x, -math.inf)
 
@@ -319,8 +321,8 @@ class _Problem(ABC):
                 break
             width *= 4
             low = torch.where(short, low - width, low)
-        # No probability exceeds 1 up to the largest multiplier, nor any of a response that matters.
-        return _Found(low, torch.zeros_like(low), mean, target, self.slope(mean))
+        # At the answer no probability exceeds 1; cut right there, too large a multiplier would look normalised.
+        return _Found(low, torch.ones_like(low), mean, target, self.slope(mean))
 
     def learn(self, total: Tensor) -> None:
         """Narrow what is known of the answer, given (...) log sum p of the last multiplier's."""
