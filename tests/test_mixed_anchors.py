@@ -52,7 +52,9 @@ def residual(payoff: torch.Tensor, anchors: Anchors, log_p: torch.Tensor) -> flo
     ratio=st.sampled_from([1e-3, 1.0, 30.0, 1e4]),
     spread=st.sampled_from([1.0, 10.0, 100.0]),
 )
-def test_mixed_improvement_is_optimal(held: list[Divergence], seed: int, size: int, ratio: float, spread: float) -> None:
+def test_mixed_improvement_is_optimal(
+    held: list[Divergence], seed: int, size: int, ratio: float, spread: float
+) -> None:
     payoff = torch.rand(2, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     anchors = [(tables(2, size, seed + j, spread), (1 + j) / ratio, kind) for j, kind in enumerate(held)]
     log_p = mixed_improvement(payoff, anchors)
