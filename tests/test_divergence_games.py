@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import attrs
 import hypothesis.strategies as st
@@ -162,5 +163,21 @@ def test_the_two_ways_to_an_equilibrium_meet(divergence: Divergence) -> None:
 
 
 def test_what_was_not_reached_is_said() -> None:
-    with pytest.raises(NotConverged, match=r"duality gap .* reached, 1\.0e-40 asked for"):
-        general_equilibrium(game(JensenShannon(), 5, 0, 0.1), tol=1e-40)
+    with pytest.raises(NotConverged, match=r"duality gap .* reached, -1\.0e\+00 asked for"):  # no gap is negative
+        general_equilibrium(game(JensenShannon(), 5, 0, 0.1), tol=-1.0)
+
+
+@pytest.mark.parametrize("divergence", [ChiSquared(), Alpha(1.5)], ids=repr)
+def test_a_response_that_is_lost_for_good_is_said(divergence: Divergence) -> None:
+    matrix = torch.tensor([[0.5, 1.0, 0.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.5]], dtype=torch.float64)
+    mine = nz.Game(nz.MatrixOracle(matrix), nz.TabularPolicy([-0.1, -4.0, -5.0]), 1e-3, divergence)
+    assert bool((general_equilibrium(mine).policy.probs > 0.2).all())
+    with pytest.warns(UserWarning, match="keeps that response out for good"):
+        result = nz.solve(mine, nz.drive.configure("mmd", eta=10.0), steps=50)
+    assert bool((result.policy.probs == 0).any())
+
+
+def test_covering_mass_loses_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nz.solve(game(JensenShannon(), 5, 1, 0.01), "mmd", steps=20)

@@ -124,7 +124,8 @@ class Divergence(ABC):
         inside = t.isfinite()
         t = torch.where(inside, t, 1.0)
         value = torch.where(t > 0, slope * t, 0.0) - self.generator(t)
-        return torch.where(inside, value, math.inf)
+        # s t and f(t) may both overflow, and f*(s) with them.
+        return torch.where(inside & ~value.isnan(), value, math.inf)
 
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """(..., Y) q f(p / q), elementwise, for finite log-probabilities; differentiable in `log_p`."""

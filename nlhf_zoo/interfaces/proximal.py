@@ -56,7 +56,7 @@ def narrow_bracket(
     eps = torch.finfo(low.dtype).eps
     x = low + (high - low) / 2 if start is None else torch.minimum(torch.maximum(start, low), high)
     done = torch.zeros_like(x, dtype=torch.bool)
-    before = high - low
+    before = torch.full_like(x, math.inf)
     for _ in range(_MOST):
         value, slope = function(x)
         value = torch.where(value.isnan(), torch.where(x < 0, -1.0, 1.0), value)
@@ -156,6 +156,8 @@ def _improvement(payoff: Tensor, anchors: Sequence[tuple[Tensor, float, Divergen
         if (answer := problem.at_once()) is not None:
             return answer.to(problem.dtype)
         low, high = problem.bracket()
+        # Where one response takes everything the zero is the upper end itself, which no Newton step may reach.
+        high = high + (high - low) / 16
 
         def excess(multiplier: Tensor) -> tuple[Tensor, Tensor]:
             log_p, rate = problem.respond(multiplier)
@@ -238,7 +240,7 @@ class _Problem(ABC):
     def at_once(self) -> Tensor | None:
         """(..., Y) normalised log p by Newton's method on all of the conditions together; `None` where it gets lost.
 
-        Stationarity and normalisation are enough, and are checked: wherever the iterates come from, the answer is right.
+        Stationarity and normalisation are checked, and are enough: wherever iterates come from, the answer is right.
         """
         import torch
 

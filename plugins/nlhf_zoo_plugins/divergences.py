@@ -151,7 +151,8 @@ class Alpha(Divergence):
     """f(t) = (t^alpha - alpha t + alpha - 1) / (alpha (alpha - 1)), the Cressie-Read form: f''(t) = t^(alpha - 2).
 
     alpha -> 1 is the reverse KL, alpha -> 0 the forward KL, 1/2 twice the squared Hellinger, 2 half the chi-squared.
-    Papers on f-DPO write 1 - alpha for this alpha. Below 1 it covers mass, above 1 it can leave responses out.
+    Papers on f-DPO write 1 - alpha for this alpha. Below 1 it covers mass, above 1 it can leave responses out: see
+    `ChiSquared` for what that means to a solver.
 
     Attributes:
         alpha: any number but 0 and 1.
@@ -220,7 +221,13 @@ class Alpha(Divergence):
 
 @attrs.frozen
 class ChiSquared(Divergence):
-    """sum_y (pi(y) - rho(y))^2 / rho(y), f(t) = (t - 1)^2 (Pearson): improvements leave the worst responses out."""
+    """sum_y (pi(y) - rho(y))^2 / rho(y), f(t) = (t - 1)^2 (Pearson): improvements leave the worst responses out.
+
+    D(pi || rho) is infinite where pi has a response that rho has not. A solver that holds near its own last policy by
+    this divergence can therefore lose a response for good: one step that sets it to zero, and no later step brings it
+    back, whatever its payoff. On a table that is said in a warning. The equilibrium itself, held to the reference
+    alone, does not suffer from it.
+    """
 
     name: ClassVar[str] = "chi_squared"
     summary: ClassVar[str] = "Pearson's sum of (policy - anchor)^2 / anchor; f(t) = (t - 1)^2"
