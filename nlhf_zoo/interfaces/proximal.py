@@ -217,9 +217,9 @@ class _Problem(ABC):
         for log_rho, _, _ in anchors:
             self.dtype = torch.promote_types(self.dtype, log_rho.dtype)
         payoff = payoff.double()
-        shape = torch.broadcast_shapes(payoff.shape, *(log_rho.shape for log_rho, _, _ in anchors))
-        payoff = payoff.expand(shape)
-        log_rho = torch.stack([log_rho.double().expand(shape) for log_rho, _, _ in anchors])
+        for log_rho, _, _ in anchors:
+            payoff = payoff.expand_as(payoff + log_rho)
+        log_rho = torch.stack([log_rho.double().expand_as(payoff) for log_rho, _, _ in anchors])
         self.support = log_rho.isfinite().all(0)
         if not bool(payoff.isfinite().all()):
             raise BadInput("payoffs must be finite")

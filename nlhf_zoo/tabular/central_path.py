@@ -57,6 +57,7 @@ def central_path(skew: Tensor, log_reference: Tensor, divergence: Divergence, be
         dz = -z * (off + rate * q)
         limits = torch.where(x < _NEGLIGIBLE, -dz / z, torch.maximum(-q, -dz / z))
         length = (0.95 / limits.amax(-1, keepdim=True).clamp_min(0.95)).where(~done, 0.0)
+        trial = x
         for _ in range(_MOST_HALVINGS):
             trial = target.stepped(x, z + length * dz, length * q)
             there = target.off(trial, z + length * dz).abs().amax(-1, keepdim=True)
