@@ -13,7 +13,7 @@ from nlhf_zoo.interfaces.proximal import _BySlack
 from tests.test_divergences import STRICT, every, strict, tables
 
 far = st.lists(st.floats(-690, 690), min_size=1, max_size=8).map(lambda x: torch.tensor(x, dtype=torch.float64))
-several = settings(max_examples=25, deadline=None)
+several = settings(max_examples=15, deadline=None)
 
 
 @every

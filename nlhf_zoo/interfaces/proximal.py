@@ -71,7 +71,8 @@ def narrow_bracket(
         if bool(done.all()):
             break
         newton = x - value / slope
-        step = (newton - x).abs()
+        # A slope that overflows makes a step of 0, which says nothing.
+        step = torch.where(slope.isinf(), math.inf, (newton - x).abs())
         # While Newton converges from one side, the other end of the bracket stays behind: a last step that goes too
         # far on purpose closes it.
         newton = torch.where(step <= 8 * unit, x - torch.sign(value) * 16 * unit, newton)
