@@ -9,6 +9,7 @@ BENCHMARKS = {
     "equilibria": "the regularised equilibrium against each peer, cell by cell (minutes; extra `peers`)",
     "false_alarms": "the conformance kit on solvers that are right, many seeds (hours; keeps what it has done)",
     "adaptive": "queries of adaptive Nash-MP beside the fixed step's, on every kind of game (minutes)",
+    "divergences": "a step, an improvement and an equilibrium under other divergences (seconds)",
     "winners": "the exact von Neumann winner beside other libraries (minutes)",
     "payoffs": "batched Nash-MP beside the memory's speed, and operators with a million responses (minutes)",
     "llm_step": "a training step on a language model beside TRL 1.13.0's, and where its time goes (minutes)",

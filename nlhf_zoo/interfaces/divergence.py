@@ -124,7 +124,8 @@ class Divergence(ABC):
         inside = t.isfinite()
         t = torch.where(inside, t, 1.0)
         value = torch.where(t > 0, slope * t, 0.0) - self.generator(t)
-        return torch.where(inside, value, math.inf)
+        # s t and f(t) may both overflow, and f*(s) with them.
+        return torch.where(inside & ~value.isnan(), value, math.inf)
 
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """(..., Y) q f(p / q), elementwise, for finite log-probabilities; differentiable in `log_p`."""
@@ -155,6 +156,17 @@ class Divergence(ABC):
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """(...) D_f(p || q) >= 0 of two (..., Y) normalised log-probability tensors; differentiable in `log_p`."""
         return self.terms(log_p, log_q).sum(-1)
+
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor | None:
+        """(..., Y) log rho with sum_j s_j f'(p / rho_j) = f'(p / rho) for every p; `None` where there is none.
+
+        It spares improvements a search for each response, where several anchors hold by this divergence.
+
+        Args:
+            log_rhos: (J, ..., Y) finite, not necessarily normalised; nor is the answer.
+            shares: J numbers s_j > 0 that add up to 1.
+        """
+        return None
 
     def improve(self, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> Tensor:
         """(..., Y) log-probabilities of argmax_p  <p, payoff> - sum_j w_j D_f(p || rho_j).
@@ -217,6 +229,9 @@ class ReverseKL(Divergence):
         # 0 log 0 = 0, and a response that both leave out contributes nothing.
         p = log_p.exp()
         return torch.where(p > 0, p * (log_p - log_q), 0.0)
+
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return sum((share * log_rho for share, log_rho in zip(shares, log_rhos, strict=True)), 0 * log_rhos[0])
 
     def improve(self, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> Tensor:
         total = sum(weight for _, weight in anchors)

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import attrs
+
 from nlhf_zoo.errors import BadInput
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ __all__ = ["inverse_by_bracket", "mixed_improvement", "monotone_root", "narrow_b
 
 _MOST = 300
 _DOUBLINGS = 24
+_WIDENINGS = 12
+_AT_ONCE = 15
+_FARTHEST = 5.0
+_EPS = 2.0**-52
 _NORMALISED = 1e-14
 _LARGEST = 1e300
 _FLATTEST = 1e6
@@ -50,20 +56,23 @@ def narrow_bracket(
     eps = torch.finfo(low.dtype).eps
     x = low + (high - low) / 2 if start is None else torch.minimum(torch.maximum(start, low), high)
     done = torch.zeros_like(x, dtype=torch.bool)
-    before = high - low
+    before = torch.full_like(x, math.inf)
     for _ in range(_MOST):
         value, slope = function(x)
         value = torch.where(value.isnan(), torch.where(x < 0, -1.0, 1.0), value)
         hit = value.abs() <= tolerance
         low = torch.where(~done & (hit | (value < 0)), x, low)
         high = torch.where(~done & (hit | (value > 0)), x, high)
+        if bool((hit | done).all()):
+            break
         width = high - low
         unit = (eps * x.abs()).clamp_min(resolution)
         done = done | (width <= 32 * unit) | (width <= eps * torch.maximum(low.abs(), high.abs()))
         if bool(done.all()):
             break
         newton = x - value / slope
-        step = (newton - x).abs()
+        # A slope that overflows makes a step of 0, which says nothing.
+        step = torch.where(slope.isinf(), math.inf, (newton - x).abs())
         # While Newton converges from one side, the other end of the bracket stays behind: a last step that goes too
         # far on purpose closes it.
         newton = torch.where(step <= 8 * unit, x - torch.sign(value) * 16 * unit, newton)
@@ -80,9 +89,10 @@ def monotone_root(
     *,
     start: Tensor | None = None,
     tolerance: Tensor | float = 0.0,
+    resolution: Tensor | float = 0.0,
 ) -> Tensor:
     """(...) the zero itself: the middle of `narrow_bracket`."""
-    low, high = narrow_bracket(function, low, high, start=start, tolerance=tolerance)
+    low, high = narrow_bracket(function, low, high, start=start, tolerance=tolerance, resolution=resolution)
     return low + (high - low) / 2
 
 
@@ -113,120 +123,226 @@ def inverse_by_bracket(
 
 
 def proximal_improvement(divergence: Divergence, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """(..., Y) log of argmax_p <p, payoff> - sum_j w_j D_f(p || rho_j); see `Divergence.improve`.
-
-    Stationarity is sum_j w_j f'(p(y) / rho_j(y)) = payoff(y) - lambda, or p(y) = 0 where the left side is at its
-    smallest and too large still. Given lambda, each response is solved for log p by itself: by (f')^-1 with one
-    anchor, by a bracketed Newton iteration with several. lambda then normalises: log sum p is monotone in it, and
-    some response has p >= 1/Y and all have p <= 1, which brackets it.
-    """
-    import torch
-
+    """(..., Y) log of argmax_p <p, payoff> - sum_j w_j D_f(p || rho_j); see `Divergence.improve`."""
     if not divergence.strictly_convex:
         raise BadInput(f"{divergence.name} is not strictly convex: an improvement under it is not unique")
-    with torch.no_grad():
-        kind = _BySlack if math.isfinite(divergence.slope_at_infinity) else _BySlope
-        return _solve(kind(divergence, payoff, anchors))
+    return _improvement(payoff, [(log_rho, weight, divergence) for log_rho, weight in anchors])
 
 
 def mixed_improvement(payoff: Tensor, anchors: Sequence[tuple[Tensor, float, Divergence]]) -> Tensor:
     """(..., Y) log of argmax_p <p, payoff> - sum_j w_j D_j(p || rho_j): every anchor with a divergence of its own.
 
     Raises:
-        BadInput: as `Divergence.improve`; or none of the divergences grows without bound (f'(inf) = inf for none).
+        BadInput: as `Divergence.improve`, where none of the divergences is strictly convex.
     """
-    import torch
-
     kinds = [divergence for _, _, divergence in anchors]
     if not any(kind.strictly_convex for kind in kinds):
         raise BadInput(f"{kinds[0].name} is not strictly convex: an improvement under it is not unique")
-    if all(math.isfinite(kind.slope_at_infinity) for kind in kinds):
-        raise BadInput("anchors of different divergences need one whose slope is unbounded, reverse_kl for instance")
-    with torch.no_grad():
-        return _solve(_Mixed(kinds, payoff, [(log_rho, weight) for log_rho, weight, _ in anchors]))
+    return _improvement(payoff, anchors)
 
 
-def _solve(problem: _Problem) -> Tensor:
-    """(..., Y) normalised log-probabilities; the multiplier is found by a bracketed Newton iteration."""
+def _improvement(payoff: Tensor, anchors: Sequence[tuple[Tensor, float, Divergence]]) -> Tensor:
+    """Stationarity is sum_j w_j f_j'(p(y) / rho_j(y)) = payoff(y) - lambda, or p(y) = 0 where that has no solution.
+
+    Anchors of one divergence are merged where it can. Given lambda, each response is then solved for log p by itself:
+    by (f')^-1 where one anchor is left, by bracketed Newton steps from the last lambda's answer where several are.
+    lambda normalises: log sum p is monotone in it, and some response has p >= 1/Y and all have p <= 1, which
+    brackets it.
+    """
     import torch
 
-    low, high = problem.bracket()
+    with torch.no_grad():
+        bounded = all(math.isfinite(kind.slope_at_infinity) for _, _, kind in anchors)
+        problem = (_BySlack if bounded else _BySlope)(payoff, anchors)
+        if (answer := problem.at_once()) is not None:
+            return answer.to(problem.dtype)
+        low, high = problem.bracket()
+        # Where one response takes everything the zero is the upper end itself, which no Newton step may reach.
+        high = high + (high - low) / 16
 
-    def excess(multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        target, moved = problem.target(multiplier.unsqueeze(-1))
-        log_p = problem.log_p(target)
-        inside = log_p > -math.inf
-        x = torch.where(inside, log_p, 0.0)
-        rate = torch.where(inside, moved / problem.slope(x), 0.0)
-        return log_p.logsumexp(-1), (log_p.softmax(-1) * rate).sum(-1)
+        def excess(multiplier: Tensor) -> tuple[Tensor, Tensor]:
+            log_p, rate = problem.respond(multiplier)
+            total = log_p.logsumexp(-1)
+            problem.learn(total)
+            return total, problem.straight(multiplier, total, (log_p.softmax(-1) * rate).sum(-1))
 
-    low, high = narrow_bracket(excess, low, high, start=low, tolerance=problem.rounding, resolution=problem.resolution)
-    return problem.between(low, high).to(problem.dtype)
+        low, high = narrow_bracket(
+            excess, low, high, start=low, tolerance=problem.rounding, resolution=problem.resolution
+        )
+        return problem.between(low, high).to(problem.dtype)
+
+
+def _merged(
+    log_rho: Tensor, shares: Sequence[float], kinds: Sequence[Divergence]
+) -> list[tuple[float, Divergence, Tensor]]:
+    """(share, divergence, (..., Y) anchor), as few as can stand for (J, ..., Y) anchors."""
+    groups: list[tuple[Divergence, list[int]]] = []
+    for index, kind in enumerate(kinds):
+        members = next((members for known, members in groups if known == kind), None)
+        if members is None:
+            groups.append((kind, [index]))
+        else:
+            members.append(index)
+    terms: list[tuple[float, Divergence, Tensor]] = []
+    for kind, members in groups:
+        weight = sum(shares[index] for index in members)
+        one = None
+        if len(members) > 1:
+            one = kind.merge(log_rho[members], [shares[index] / weight for index in members])
+        if one is not None:
+            terms.append((weight, kind, one))
+        else:
+            terms += [(shares[index], kind, log_rho[index]) for index in members]
+    return terms
 
 
 class _Problem(ABC):
     """One improvement, weights scaled to add up to 1, in a coordinate that is increasing in log p.
 
+    Where several terms are left, it remembers between which log-probabilities the answer lies, and the last that were
+    found: the next multiplier's are near by.
+
     Attributes:
-        shares: (J, 1, ..., 1) weights.
-        log_rho: (J, ..., Y) anchors.
+        terms: (share, divergence, (..., Y) anchor).
         below: (..., Y) payoffs minus their maximum, <= 0: the best response's distance to it is exact.
         support: (..., Y) responses that no anchor leaves out.
         rounding: (...) of log sum p.
         resolution: (...) of a multiplier.
+        floor: the coordinate at p = 0; -inf, or a response is left out where its target is smaller.
     """
 
-    def __init__(self, divergence: Divergence, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> None:
+    def __init__(self, payoff: Tensor, anchors: Sequence[tuple[Tensor, float, Divergence]]) -> None:
         import torch
 
-        self.divergence = divergence
         self.dtype = payoff.dtype
-        for log_rho, _ in anchors:
+        for log_rho, _, _ in anchors:
             self.dtype = torch.promote_types(self.dtype, log_rho.dtype)
         payoff = payoff.double()
-        for log_rho, _ in anchors:
+        for log_rho, _, _ in anchors:
             payoff = payoff.expand_as(payoff + log_rho)
-        log_rho = torch.stack([log_rho.double().expand_as(payoff) for log_rho, _ in anchors])
-        weights = torch.tensor([weight for _, weight in anchors], dtype=torch.float64, device=payoff.device)
+        log_rho = torch.stack([log_rho.double().expand_as(payoff) for log_rho, _, _ in anchors])
         self.support = log_rho.isfinite().all(0)
         if not bool(payoff.isfinite().all()):
             raise BadInput("payoffs must be finite")
         if not bool(self.support.any(-1).all()):
             raise BadInput("the anchors of an update have no response in common; no policy is at a finite divergence")
-        self.shares = (weights / weights.sum()).reshape(-1, *[1] * payoff.ndim)
-        self.log_rho = torch.where(self.support, log_rho, 0.0)
-        scaled = torch.where(self.support, payoff / weights.sum(), -math.inf)
+        log_rho = torch.where(self.support, log_rho, 0.0)
+        total = math.fsum(weight for _, weight, _ in anchors)
+        shares = [weight / total for _, weight, _ in anchors]
+        self.terms = _merged(log_rho, shares, [kind for _, _, kind in anchors])
+        scaled = torch.where(self.support, payoff / total, -math.inf)
         self.below = torch.where(self.support, scaled - scaled.amax(-1, keepdim=True), 0.0)
-        eps = torch.finfo(torch.float64).eps
-        self.rounding = _NORMALISED + 2 * eps * self.log_rho.abs().amax((0, -1))
-        self.resolution = eps * (1 - self.below).amax(-1)
+        self.size = log_rho.abs().amax(0)
+        self.rounding = _NORMALISED + 2 * _EPS * self.size.amax(-1)
+        self.resolution = _EPS * (1 - self.below).amax(-1)
+        self.floor = -math.inf
+        self._found: _Found | None = None
 
-    def log_p(self, target: Tensor) -> Tensor:
-        """(..., Y) log p with `coordinate(log p) = target`; -inf for a response left out."""
+    def at_once(self) -> Tensor | None:
+        """(..., Y) normalised log p by Newton's method on all of the conditions together; `None` where it gets lost.
+
+        Stationarity and normalisation are checked, and are enough: wherever iterates come from, the answer is right.
+        """
         import torch
 
-        a = self.inverse(target)
-        if len(self.shares) == 1:
-            return torch.where(self.support, a + self.log_rho[0], -math.inf)
-        inside = self.support & (a > -math.inf)
-        a = torch.where(inside, a, 0.0)
-        low, high = a + self.log_rho.amin(0), a + self.log_rho.amax(0)
-        goal = torch.where(inside, target, self.coordinate(high))
-        eps = torch.finfo(torch.float64).eps
-        noise = 2 * eps * torch.maximum(low.abs(), self.log_rho.abs().amax(0))
+        if len(self.terms) == 1 or self.floor > -math.inf:
+            return None
+        x = torch.where(self.support, self._mean(), -math.inf).log_softmax(-1)
+        x = torch.where(self.support, x, 0.0)
+        best = torch.where(self.support & (self.below == 0), self.coordinate(x), -math.inf)
+        multiplier = best.amax(-1, keepdim=True)
+        for _ in range(_AT_ONCE):
+            slope = self.slope(x)
+            target, moved = self.target(multiplier)
+            off = target - self.coordinate(x)
+            log_p = torch.where(self.support, x, -math.inf)
+            total = log_p.logsumexp(-1, keepdim=True)
+            near = off.abs() <= self._noise(target, x, slope)
+            if bool(((near | ~self.support).all(-1) & (total.squeeze(-1).abs() <= self.rounding)).all()):
+                return log_p.log_softmax(-1)
+            p = log_p.exp()
+            step = off / slope
+            rate = moved / slope
+            shift = -(total + (p * step).sum(-1, keepdim=True)) / (p * rate).sum(-1, keepdim=True)
+            x = x + (step + rate * shift).clamp(-_FARTHEST, _FARTHEST)
+            multiplier = multiplier + shift
+        return None
+
+    def _mean(self) -> Tensor:
+        first, *others = (share * log_rho for share, _, log_rho in self.terms)
+        return sum(others, first)
+
+    def _noise(self, target: Tensor, log_p: Tensor, slope: Tensor) -> Tensor:
+        """(..., Y) differences of the coordinate from its target that rounding explains."""
+        import torch
+
+        steep = slope.nan_to_num(0.0, posinf=0.0)  # where it overflows, nothing is near
+        return 4 * _EPS * (1 + target.abs()) + 2 * _EPS * torch.maximum(log_p.abs(), self.size) * steep
+
+    def respond(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., Y) log p at a (...) multiplier, -inf for a response left out, and its derivative in the multiplier."""
+        import torch
+
+        target, moved = self.target(multiplier.unsqueeze(-1))
+        if len(self.terms) == 1:
+            _, _, log_rho = self.terms[0]
+            log_p = torch.where(self.support, self.inverse(target) + log_rho, -math.inf)
+        else:
+            log_p = self._search(target)
+        inside = log_p > -math.inf
+        return log_p, torch.where(inside, moved / self.slope(torch.where(inside, log_p, 0.0)), 0.0)
+
+    def _search(self, target: Tensor) -> Tensor:
+        import torch
+
+        inside = self.support & (target > self.floor)
+        known = self._found or self._first(target)
+        start = known.x + (target - known.target) / known.slope
+        start = torch.where(start.isfinite(), start, known.x)
+        slope = known.slope
 
         def short(x: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal slope
             reached, slope = self.coordinate(x), self.slope(x)
-            value = reached - goal
-            small = value.abs() <= 4 * eps * (1 + goal.abs()) + noise * slope
-            return torch.where(small, 0.0, value), self.chord(reached, goal, slope)
+            value = reached - target
+            close = ~inside | (value.abs() <= self._noise(target, x, slope))
+            return torch.where(close, 0.0, value), self.chord(reached, target, slope)
 
-        begin = a + (self.shares * self.log_rho).sum(0)
-        x = monotone_root(short, torch.where(inside, low, high), high, start=begin)
+        x = monotone_root(short, known.low, known.high, start=start, resolution=_EPS / 32)
+        self._found = attrs.evolve(known, x=x, target=target, slope=slope)
         return torch.where(inside, x, -math.inf)
 
-    def chord(self, reached: Tensor, goal: Tensor, slope: Tensor) -> Tensor:
-        """(..., Y) what to divide `reached - goal` by for a good Newton step, given the coordinate's slope."""
+    def _first(self, target: Tensor) -> _Found:
+        """Between what the responses lie, given the smallest multiplier's target."""
+        import torch
+
+        mean = self._mean().clamp_max(0.0)
+        low, width = mean - 1, 1.0
+        for _ in range(_WIDENINGS):
+            short = self.support & (self.coordinate(low) > target.clamp_min(self.floor))
+            if not bool(short.any()):
+                break
+            width *= 4
+            low = torch.where(short, low - width, low)
+        # At the answer no probability exceeds 1; cut right there, too large a multiplier would look normalised.
+        return _Found(low, torch.ones_like(low), mean, target, self.slope(mean))
+
+    def learn(self, total: Tensor) -> None:
+        """Narrow what is known of the answer, given (...) log sum p of the last multiplier's."""
+        import torch
+
+        if self._found is None:
+            return
+        found, few = self._found, (total <= 0).unsqueeze(-1)
+        low = torch.where(few & (found.target > self.floor), found.x, found.low)
+        self._found = attrs.evolve(found, low=low, high=torch.where(few, found.high, found.x))
+
+    def chord(self, reached: Tensor, target: Tensor, slope: Tensor) -> Tensor:
+        """(..., Y) what to divide `reached - target` by for a good Newton step, given the coordinate's slope."""
+        return slope
+
+    def straight(self, multiplier: Tensor, total: Tensor, slope: Tensor) -> Tensor:
+        """(...) what to divide `total` by for a good Newton step of the multiplier, given its slope."""
         return slope
 
     def between(self, low: Tensor, high: Tensor) -> Tensor:
@@ -238,10 +354,10 @@ class _Problem(ABC):
         """
         import torch
 
-        less = self.log_p(self.target(low.unsqueeze(-1))[0]).clamp_max(0.0)
+        less = self.respond(low)[0].clamp_max(0.0)
         if bool((low == high).all()):
             return less.log_softmax(-1)
-        more = self.log_p(self.target(high.unsqueeze(-1))[0]).clamp_max(0.0)
+        more = self.respond(high)[0].clamp_max(0.0)
         gained = more.exp() - less.exp()
         missing = 1 - less.exp().sum(-1, keepdim=True)
         share = (missing / gained.sum(-1, keepdim=True).clamp_min(1 / _LARGEST)).clamp(0, 1)
@@ -259,7 +375,7 @@ class _Problem(ABC):
 
     @abstractmethod
     def inverse(self, target: Tensor) -> Tensor:
-        """(..., Y) log t at which the coordinate is `target`, if all anchors were at log 1."""
+        """(..., Y) log(p / rho) at which the coordinate is `target`, where one term is left."""
 
     @abstractmethod
     def target(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,27 +387,41 @@ class _Problem(ABC):
 
 
 class _BySlope(_Problem):
-    """f' without upper bound: the coordinate is sum_j w_j f'(p / rho_j), the multiplier -lambda + max payoff."""
+    """Some f' without upper bound: the coordinate is sum_j w_j f_j'(p / rho_j), the multiplier -lambda + max payoff."""
+
+    def __init__(self, payoff: Tensor, anchors: Sequence[tuple[Tensor, float, Divergence]]) -> None:
+        super().__init__(payoff, anchors)
+        self.floor = sum(share * kind.slope_at_zero for share, kind, _ in self.terms)
 
     def coordinate(self, log_p: Tensor) -> Tensor:
-        return (self.shares * self.divergence.derivative_of_log(log_p - self.log_rho)).sum(0)
+        first, *others = (share * kind.derivative_of_log(log_p - log_rho) for share, kind, log_rho in self.terms)
+        return sum(others, first)
 
     def slope(self, log_p: Tensor) -> Tensor:
-        return (self.shares * self.divergence.curvature_of_log(log_p - self.log_rho)).sum(0)
+        first, *others = (share * kind.curvature_of_log(log_p - log_rho) for share, kind, log_rho in self.terms)
+        return sum(others, first)
 
-    def chord(self, reached: Tensor, goal: Tensor, slope: Tensor) -> Tensor:
+    def chord(self, reached: Tensor, target: Tensor, slope: Tensor) -> Tensor:
         import torch
 
-        floor = self.divergence.slope_at_zero
-        if math.isinf(floor):
+        if math.isinf(self.floor):
             return slope
         # f' - f'(0) is a power, or a sum of powers, of t: its logarithm is what is nearly straight in log t.
-        ratio = (reached - goal) / (goal - floor)
-        straight = slope * (goal - floor) / (reached - floor) * ratio / torch.log1p(ratio)
+        ratio = (reached - target) / (target - self.floor)
+        straight = slope * (target - self.floor) / (reached - self.floor) * ratio / torch.log1p(ratio)
         return torch.where(straight.isfinite() & (ratio != 0), straight, slope)
 
+    def straight(self, multiplier: Tensor, total: Tensor, slope: Tensor) -> Tensor:
+        import torch
+
+        if math.isinf(self.floor):
+            return slope
+        # And so is log sum p in the logarithm of the multiplier.
+        ratio = total / ((multiplier - self.floor) * slope)
+        return torch.where(ratio.abs() > 1e-8, slope * ratio / -torch.expm1(-ratio), slope)
+
     def inverse(self, target: Tensor) -> Tensor:
-        return self.divergence.log_inverse(target)
+        return self.terms[0][1].log_inverse(target)
 
     def target(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         import torch
@@ -309,29 +439,41 @@ class _BySlope(_Problem):
 
 
 class _BySlack(_Problem):
-    """f' bounded: the coordinate is -log sum_j w_j (f'(inf) - f'(p / rho_j)), since f' itself is soon all rounding.
+    """All f' bounded: the coordinate is -log sum_j w_j (f_j'(inf) - f_j'(p / rho_j)); f' itself is soon all rounding.
 
     The multiplier is -log of what the best response's slack is; another's is larger by how far it is below.
     """
 
-    def __init__(self, divergence: Divergence, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> None:
+    def __init__(self, payoff: Tensor, anchors: Sequence[tuple[Tensor, float, Divergence]]) -> None:
         import torch
 
-        super().__init__(divergence, payoff, anchors)
-        self.resolution = torch.full_like(self.resolution, torch.finfo(torch.float64).eps)
+        super().__init__(payoff, anchors)
+        self.resolution = torch.full_like(self.resolution, _EPS)
+        room = sum(share * (kind.slope_at_infinity - kind.slope_at_zero) for share, kind, _ in self.terms)
+        self.floor = -math.log(room)
 
     def _log_slacks(self, log_p: Tensor) -> Tensor:
-        return self.shares.log() + self.divergence.log_slack(log_p - self.log_rho)
+        import torch
+
+        slacks = (math.log(share) + kind.log_slack(log_p - log_rho) for share, kind, log_rho in self.terms)
+        return torch.stack(list(slacks))
 
     def coordinate(self, log_p: Tensor) -> Tensor:
+        if len(self.terms) == 1:
+            _, kind, log_rho = self.terms[0]
+            return -kind.log_slack(log_p - log_rho)
         return -self._log_slacks(log_p).logsumexp(0)
 
     def slope(self, log_p: Tensor) -> Tensor:
-        rates = self.divergence.slack_rate(log_p - self.log_rho)
-        return (self._log_slacks(log_p).softmax(0) * rates).sum(0)
+        import torch
+
+        rates = [kind.slack_rate(log_p - log_rho) for _, kind, log_rho in self.terms]
+        if len(rates) == 1:
+            return rates[0]
+        return (self._log_slacks(log_p).softmax(0) * torch.stack(rates)).sum(0)
 
     def inverse(self, target: Tensor) -> Tensor:
-        return self.divergence.log_inverse_of_slack(-target)
+        return self.terms[0][1].log_inverse_of_slack(-target)
 
     def target(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         import torch
@@ -351,34 +493,12 @@ class _BySlack(_Problem):
         )
 
 
-class _Mixed(_BySlope):
-    """Anchors of different divergences, at least one of them with an unbounded slope."""
+@attrs.frozen(eq=False)
+class _Found:
+    """(..., Y) log-probabilities `x` that answered `target`, the coordinate's slope there, and bounds of the answer."""
 
-    def __init__(
-        self, divergences: Sequence[Divergence], payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]
-    ) -> None:
-        super().__init__(divergences[0], payoff, anchors)
-        self.divergences = divergences
-
-    def coordinate(self, log_p: Tensor) -> Tensor:
-        terms = zip(self.shares, self.divergences, self.log_rho, strict=True)
-        return sum((share * kind.derivative_of_log(log_p - rho) for share, kind, rho in terms), 0 * log_p)
-
-    def slope(self, log_p: Tensor) -> Tensor:
-        terms = zip(self.shares, self.divergences, self.log_rho, strict=True)
-        return sum((share * kind.curvature_of_log(log_p - rho) for share, kind, rho in terms), 0 * log_p)
-
-    def chord(self, reached: Tensor, goal: Tensor, slope: Tensor) -> Tensor:
-        return slope
-
-    def inverse(self, target: Tensor) -> Tensor:
-        shares = [float(share) for share in self.shares.flatten()]
-        kinds = list(zip(shares, self.divergences, strict=True))
-
-        def total(a: Tensor) -> Tensor:
-            return sum((share * kind.derivative_of_log(a) for share, kind in kinds), 0 * a)
-
-        def rate(a: Tensor) -> Tensor:
-            return sum((share * kind.curvature_of_log(a) for share, kind in kinds), 0 * a)
-
-        return inverse_by_bracket(total, rate, target, sum(share * kind.slope_at_zero for share, kind in kinds))
+    low: Tensor
+    high: Tensor
+    x: Tensor
+    target: Tensor
+    slope: Tensor

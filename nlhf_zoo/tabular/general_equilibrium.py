@@ -1,6 +1,8 @@
-"""The regularised equilibrium under any strictly convex f-divergence: semismooth Newton along the path in beta."""
+"""The regularised equilibrium under any strictly convex f-divergence: Newton's method along paths in beta."""
 
 from __future__ import annotations
+
+import math
 
 import attrs
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Divergence, Game
 from nlhf_zoo.metrics import duality_gap
+from nlhf_zoo.tabular.central_path import central_path
 from nlhf_zoo.tabular.policy import TabularPolicy, enumerable
 
 __all__ = ["FixedPoint", "general_equilibrium"]
@@ -40,12 +43,14 @@ class FixedPoint:
 def general_equilibrium(game: Game, tol: float = 1e-10) -> FixedPoint:
     """The equilibrium for beta > 0 and any strictly convex divergence, certified by its duality gap.
 
-    With p(s) = argmax_p <p, s> - D(p || pi_ref), the gradient of a convex function, and A = P - 1/2, it solves
-    s = A p(s) / beta. The Jacobian I - A (dp/ds) / beta is never singular: A is skew and dp/ds positive semi-definite.
-    The path of equilibria is followed from beta = 1 down, each game of a batch at its own pace: a tangent step in
-    1 / beta predicts, damped Newton corrects, and the stride adapts. There is no second method to fall back on: where
-    the path is too crooked (references below e^-50 or deterministic preferences together with a slope that is finite
-    at infinity), the search ends with what it reached. Computed in float64, from the matrix.
+    Where the slope is bounded, along a central path of policies and prices (see `central_path`); a few dozen linear
+    systems, whatever the game. Where it is not, or where that did not get there, along the path of equilibria in beta:
+    with p(s) = argmax_p <p, s> - D(p || pi_ref), the gradient of a convex function, and A = P - 1/2, an equilibrium
+    solves s = A p(s) / beta. The Jacobian I - A (dp/ds) / beta is never singular: A is skew and dp/ds positive
+    semi-definite. The path is followed from beta = 1 down, each game of a batch at its own pace: a tangent step in
+    1 / beta predicts, damped Newton corrects, and the stride adapts. Computed in float64, from the matrix.
+
+    The policy is what the gap certifies: a probability that no payoff in double precision decides may differ.
 
     Raises:
         BadInput: the responses cannot be listed, the reference leaves one out, beta = 0, or D is not strictly convex.
@@ -65,15 +70,42 @@ def general_equilibrium(game: Game, tol: float = 1e-10) -> FixedPoint:
         raise BadInput("the reference gives a response probability zero; every response needs a positive one")
     shape = torch.broadcast_shapes(matrix.shape[:-1], log_reference.shape)
     problem = _Problem(matrix.expand(*shape, shape[-1]) - 0.5, log_reference.expand(shape), divergence)
-    try:
-        s, steps, back = _follow_path(problem, game.beta)
-    except RuntimeError:  # torch.linalg: a singular system
-        raise NotConverged(f"equilibrium: beta = {game.beta:g} is too small for double precision") from None
-    policy = TabularPolicy(problem.answer(s))
-    gap = duality_gap(problem.payoff(policy.log_probs) + 0.5, policy.log_probs, log_reference, game.beta, divergence)
-    if not bool((gap <= tol).all()):
-        raise NotConverged(f"equilibrium: duality gap {float(gap.max()):.1e} reached, {tol:.1e} asked for")
-    return FixedPoint(policy, gap, steps, back)
+    found = None
+    for method in (_by_prices, _by_answers) if math.isfinite(divergence.slope_at_infinity) else (_by_answers,):
+        try:
+            found = _better(found, method(problem, game.beta), problem, game.beta)
+        except RuntimeError:  # torch.linalg: a singular system
+            continue
+        if bool((found.duality_gap <= tol).all()):
+            return found
+    if found is None:
+        raise NotConverged(f"equilibrium: beta = {game.beta:g} is too small for double precision")
+    raise NotConverged(f"equilibrium: duality gap {float(found.duality_gap.max()):.1e} reached, {tol:.1e} asked for")
+
+
+def _by_prices(problem: _Problem, beta: float) -> tuple[Tensor, int, int]:
+    log_p, steps = central_path(problem.skew, problem.log_reference, problem.divergence, beta)
+    return log_p, steps, 0
+
+
+def _by_answers(problem: _Problem, beta: float) -> tuple[Tensor, int, int]:
+    s, steps, back = _follow_path(problem, beta)
+    return problem.answer(s), steps, back
+
+
+def _better(known: FixedPoint | None, found: tuple[Tensor, int, int], problem: _Problem, beta: float) -> FixedPoint:
+    """What was found, game by game where it is better than what is known."""
+    log_p, steps, back = found
+    lost = log_p.isnan().any(-1, keepdim=True)
+    policy = TabularPolicy(torch.where(lost, problem.log_reference, log_p))
+    payoff = problem.payoff(policy.log_probs) + 0.5
+    gap = duality_gap(payoff, policy.log_probs, problem.log_reference, beta, problem.divergence)
+    if known is None:
+        return FixedPoint(policy, gap, steps, back)
+    before = known.duality_gap <= gap
+    log_p = torch.where(before.unsqueeze(-1), known.policy.log_probs, policy.log_probs)
+    gap = torch.where(before, known.duality_gap, gap)
+    return FixedPoint(TabularPolicy(log_p), gap, known.newton_steps + steps, known.rescues + back)
 
 
 class _Problem:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -141,9 +143,23 @@ class TabularPolicy(Policy):
         else:
             log_probs = mixed_improvement(self.payoff(update, game, generator), _held(update, game, anchors))
             measured = {}
+        _warn_of_lost(update, game)
         # Only the reverse KL is known to end in a log-softmax, with nothing left to normalise.
         answer = _normalised(log_probs) if type(game.divergence) is ReverseKL else TabularPolicy(log_probs)
         return Outcome(answer, oracle.queries - before, measured | distances(update, answer))
+
+
+def _warn_of_lost(update: Update, game: Game) -> None:
+    """Say once where an anchor other than the reference, at zero, keeps a response out that might have come back."""
+    for anchor, kind in zip(update.anchors, update.divergences(game), strict=True):
+        if anchor.policy is game.reference or math.isinf(kind.slope_at_zero):
+            continue
+        if bool((torch.isneginf(_table(anchor.policy)) & ~torch.isneginf(_table(game.reference))).any()):
+            warnings.warn(
+                f"{kind.name} to a policy with a zero keeps that response out for good, also where the equilibrium has"
+                " it; take a divergence that covers mass (reverse_kl, forward_kl), a larger beta or a smaller step",
+                stacklevel=2,
+            )
 
 
 def _normalised(log_probs: Tensor) -> TabularPolicy:

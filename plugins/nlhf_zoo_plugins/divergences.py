@@ -53,8 +53,24 @@ class ForwardKL(Divergence):
     def log_inverse_of_slack(self, log_slack: Tensor) -> Tensor:
         return -log_slack
 
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return _power_mean(log_rhos, shares, 1.0)
+
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return log_q.exp() * (log_q - log_p)
+
+
+def _power_mean(log_rhos: Tensor, shares: Sequence[float], power: float) -> Tensor:
+    """(..., Y) log of (sum_j s_j rho_j^power)^(1 / power): the anchor of anchors under f''(t) = t^(-1 - power)."""
+    import torch
+
+    s = torch.tensor(shares, dtype=log_rhos.dtype, device=log_rhos.device).reshape(-1, *[1] * (log_rhos.ndim - 1))
+    middle = (s * log_rhos).sum(0)
+    apart = power * (log_rhos - middle)
+    # At a small power the sum is 1 and a little: that little is what counts.
+    near = torch.log1p((s * torch.expm1(apart.clamp(-1, 1))).sum(0))
+    far = (apart + s.log()).logsumexp(0)
+    return middle + torch.where(apart.abs().amax(0) < 1, near, far) / power
 
 
 @attrs.frozen
@@ -135,7 +151,8 @@ class Alpha(Divergence):
     """f(t) = (t^alpha - alpha t + alpha - 1) / (alpha (alpha - 1)), the Cressie-Read form: f''(t) = t^(alpha - 2).
 
     alpha -> 1 is the reverse KL, alpha -> 0 the forward KL, 1/2 twice the squared Hellinger, 2 half the chi-squared.
-    Papers on f-DPO write 1 - alpha for this alpha. Below 1 it covers mass, above 1 it can leave responses out.
+    Papers on f-DPO write 1 - alpha for this alpha. Below 1 it covers mass, above 1 it can leave responses out: see
+    `ChiSquared` for what that means to a solver.
 
     Attributes:
         alpha: any number but 0 and 1.
@@ -189,6 +206,9 @@ class Alpha(Divergence):
         edge = math.inf if self.alpha < 1 else -math.inf
         return torch.where(below > -1, torch.log1p(below.clamp_min(-1)) / (self.alpha - 1), edge)
 
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return _power_mean(log_rhos, shares, 1 - self.alpha)
+
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         import torch
 
@@ -201,7 +221,13 @@ class Alpha(Divergence):
 
 @attrs.frozen
 class ChiSquared(Divergence):
-    """sum_y (pi(y) - rho(y))^2 / rho(y), f(t) = (t - 1)^2 (Pearson): improvements leave the worst responses out."""
+    """sum_y (pi(y) - rho(y))^2 / rho(y), f(t) = (t - 1)^2 (Pearson): improvements leave the worst responses out.
+
+    D(pi || rho) is infinite where pi has a response that rho has not. A solver that holds near its own last policy by
+    this divergence can therefore lose a response for good: one step that sets it to zero, and no later step brings it
+    back, whatever its payoff. On a table that is said in a warning. The equilibrium itself, held to the reference
+    alone, does not suffer from it.
+    """
 
     name: ClassVar[str] = "chi_squared"
     summary: ClassVar[str] = "Pearson's sum of (policy - anchor)^2 / anchor; f(t) = (t - 1)^2"
@@ -238,6 +264,9 @@ class ChiSquared(Divergence):
         import torch
 
         return torch.where(slope > -2, slope + slope.square() / 4, -1.0)
+
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return _power_mean(log_rhos, shares, -1.0)
 
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         import torch
@@ -285,6 +314,9 @@ class SquaredHellinger(Divergence):
         import torch
 
         return torch.where(slope < 1, slope / (1 - slope).clamp_min(0), math.inf)
+
+    def merge(self, log_rhos: Tensor, shares: Sequence[float]) -> Tensor:
+        return _power_mean(log_rhos, shares, 0.5)
 
     def interior_terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return ((log_p / 2).exp() - (log_q / 2).exp()).square()
