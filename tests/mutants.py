@@ -874,6 +874,10 @@ class CentreIsTheReference(ExactProx):
 # --- a moving reference
 
 
+def no_farther(n, game, initial=None):
+    return torch.tensor(math.inf, dtype=torch.float64) if initial is None else initial
+
+
 class Moving(MPO):
     """MPO with its parts exchangeable."""
 
@@ -891,13 +895,11 @@ class ReferenceNeverMoves(Moving):
         return attrs.evolve(after, policies={**after.policies, "magnet": state["magnet"]})
 
 
-@mutant(STEP)
-class ReferenceMovesHalfway(Moving):
-    """The policy goes back to the middle of the way, and with it the reference."""
-
-    def moved(self, state, after):
-        back = after.current.mixture(state["magnet"], 0.5)
-        return attrs.evolve(after, policies={**after.policies, "current": back})
+@mutant("starts-at-the-given-policy")
+class ReferenceIsTheStart(Moving):
+    def init(self, game, policy):
+        state = super().init(game, policy)
+        return attrs.evolve(state, policies={**state.policies, "current": game.reference})
 
 
 @mutant(STEP)
@@ -908,15 +910,13 @@ class InsideTurnedRound(Moving):
 
 @mutant(STEP)
 class InsideAStepTooLong(Moving):
-    """8 tau with the promises of 4 tau."""
+    """40 tau with the promises of 4 tau."""
 
     def propose(self, game, state):
         update = super().propose(game, state)
-        pull, near = update.anchors if len(update.anchors) == 2 else (*update.anchors, None)
-        if near is None:  # at the magnet itself, both are one
-            tau = self.tau or game.beta
-            return attrs.evolve(update, anchors=[(pull.policy, tau + 1 / (8 * tau))])
-        return attrs.evolve(update, anchors=[pull, attrs.evolve(near, weight=near.weight / 2)])
+        tau = self.tau or game.beta
+        anchors = [(state["magnet"], tau), (state.current, 1 / (40 * tau))]
+        return attrs.evolve(update, anchors=anchors)
 
 
 @mutant(BOUND)
@@ -1001,9 +1001,12 @@ class ClaimsTheGamesOwnEquilibrium(RSPO):
 
 
 @mutant(STEP)
-class ClaimsAnyStepOfForwardKL(DPHRL):
-    """RSPO's theorem as published has no condition on the step: near the equilibrium of a cycle that the reference
-    hardly plays, forward KL hardly pulls."""
+@attrs.frozen
+class ClaimsALongStepOfForwardKL(DPHRL):
+    """40 beta, twenty times what is proved where the reference is uniform over two responses."""
+
+    def _eta(self, game):
+        return 40 * game.beta
 
     @property
     def guarantees(self):
