@@ -59,8 +59,8 @@ class RSPO(nz.Solver):
     paper = "arXiv 2503.00030"
     when = (
         "To be pulled to the reference by another divergence than the reverse KL. It aims at the equilibrium of the "
-        "game under that divergence, not under the game's own; at the default step it is sure to come there under "
-        "chi_squared and reverse_kl, and under forward_kl or jensen_shannon only for smaller ones."
+        "game under that divergence, not under the game's own; the default step is proved for chi_squared, and may be "
+        "too long for forward_kl."
     )
 
     eta: float | None = nz.hyperparameter(above=0)
