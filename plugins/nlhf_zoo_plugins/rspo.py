@@ -59,8 +59,8 @@ class RSPO(nz.Solver):
     paper = "arXiv 2503.00030"
     when = (
         "To be pulled to the reference by another divergence than the reverse KL. It aims at the equilibrium of the "
-        "game under that divergence, not under the game's own; the default step is proved for chi_squared, and may be "
-        "too long for forward_kl."
+        "game under that divergence, not under the game's own; the default step is proved for chi-squared, and may be "
+        "too long for the forward KL."
     )
 
     eta: float | None = nz.hyperparameter(above=0)
