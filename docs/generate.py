@@ -152,7 +152,13 @@ def claim(guarantee: nz.Guarantee) -> str:
     start = "" if guarantee.start == "any" else ", started at the reference"
     likely = f", with probability {1 - guarantee.delta:g}"
     certainty = {"sure": "", "expectation": ", in expectation", "probability": likely}
-    per = f", per {guarantee.per}" if guarantee.bound else ", in the limit, no rate"
+    every = f"{guarantee.every} steps" if guarantee.every > 1 else guarantee.per
+    said = {
+        "reached": ", in the limit, no rate",
+        "kept": ", a fixed point, whether reached or not",
+        "open": f", each {every}",
+    }
+    per = f", per {every}" if guarantee.bound else said[guarantee.limit]
     return f"{_MEASURED[guarantee.metric]}, {iterate}{per}{start}{certainty[guarantee.certainty]}"
 
 
@@ -171,7 +177,7 @@ def after_hundred(guarantee: nz.Guarantee) -> str:
 def guarantees(cls: type[nz.Solver]) -> str:
     found = cls().guarantees
     if not found:
-        return "None is declared."
+        return f"None is declared: {cls().no_guarantee}."
     rows = [(claim(g), g.assumptions, after_hundred(g), link(g.source)) for g in found]
     practical = cls(**cls.practical(BETA)).guarantees
     held = [g for g in practical if g.holds(small_game(BETA))]
@@ -293,7 +299,16 @@ def proved(solvers: Mapping[str, type[nz.Solver]]) -> str:
 
 def _goal(guarantee: nz.Guarantee) -> str:
     if guarantee.target is not None:
-        return f"{guarantee.iterate} iterate, to a target that is no equilibrium"
+        rate = "" if guarantee.bound or guarantee.limit == "reached" else ", fixed point only"
+        return f"{guarantee.iterate} iterate, to a target that is no equilibrium{rate}"
+    if guarantee.about is not None:
+        if guarantee.limit == "open":
+            return f"{guarantee.iterate} iterate, to the equilibrium with a moving reference"
+        game = small_game(0.1)
+        if guarantee.about(game, nz.State({"current": game.reference})).beta == 0:
+            return f"{guarantee.iterate} iterate, to an equilibrium at β = 0"
+        rate = "" if guarantee.bound else ", no rate"
+        return f"{guarantee.iterate} iterate, to the equilibrium under another divergence{rate}"
     goal = "an equilibrium at β = 0" if guarantee.metric == "unregularised_gap" else "the regularised equilibrium"
     return f"{guarantee.iterate} iterate, to {goal}" + ("" if guarantee.bound else ", no rate")
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         contraction,
         hyperparameter,
         linear_rate,
+        span_rate,
         weights_changed,
         weights_version,
     )
@@ -108,6 +109,7 @@ __all__ = [
     "read_matrix",
     "solve",
     "solvers",
+    "span_rate",
     "testing",
     "von_neumann_winner",
     "weights_changed",

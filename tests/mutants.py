@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -29,12 +30,18 @@ from nlhf_zoo import (
 )
 from nlhf_zoo.metrics import kl_divergence
 from nlhf_zoo_plugins.exact_prox import ExactProx
+from nlhf_zoo_plugins.f_dpo import FDPO
+from nlhf_zoo_plugins.mnpo import MNPO
+from nlhf_zoo_plugins.mpo import MPO
+from nlhf_zoo_plugins.nash_ema import NashEMA
 from nlhf_zoo_plugins.nash_md import NashMD
 from nlhf_zoo_plugins.nash_mp import NashMP
 from nlhf_zoo_plugins.online_dpo import DPOLoss, OnlineDPO
 from nlhf_zoo_plugins.online_ipo import IPOLoss, OnlineIPO
+from nlhf_zoo_plugins.rspo import DPHRL, RSPO
 
 BOUND = "last-iterate-meets-its-bound"
+AVERAGE = "average-iterate-meets-its-bound"
 STEP = "each-step-meets-its-recursion"
 FORMULA = "follows-its-formula"
 FIXED = "target-is-a-fixed-point"
@@ -862,6 +869,192 @@ class CentreIsTheReference(ExactProx):
     def propose(self, game, state):
         weight = game.beta + game.beta / self._eta(game)
         return attrs.evolve(super().propose(game, state), anchors=[(game.reference, weight)])
+
+
+# --- a moving reference
+
+
+def no_farther(n, game, initial=None):
+    return torch.tensor(math.inf, dtype=torch.float64) if initial is None else initial
+
+
+class Moving(MPO):
+    """MPO with its parts exchangeable."""
+
+    def moved(self, state, after):
+        return after
+
+    def accept(self, game, state, outcome):
+        after = super().accept(game, state, outcome)
+        return after if after.step % self.period else self.moved(state, after)
+
+
+@mutant(AVERAGE)
+class ReferenceNeverMoves(Moving):
+    def moved(self, state, after):
+        return attrs.evolve(after, policies={**after.policies, "magnet": state["magnet"]})
+
+
+@mutant("starts-at-the-given-policy")
+class ReferenceIsTheStart(Moving):
+    def init(self, game, policy):
+        state = super().init(game, policy)
+        return attrs.evolve(state, policies={**state.policies, "current": game.reference})
+
+
+@mutant(STEP)
+class InsideTurnedRound(Moving):
+    def propose(self, game, state):
+        return attrs.evolve(super().propose(game, state), loss=Turned())
+
+
+@mutant(STEP)
+class InsideAStepTooLong(Moving):
+    """40 tau with the promises of 4 tau."""
+
+    def propose(self, game, state):
+        update = super().propose(game, state)
+        tau = self.tau or game.beta
+        anchors = [(state["magnet"], tau), (state.current, 1 / (40 * tau))]
+        return attrs.evolve(update, anchors=anchors)
+
+
+@mutant(BOUND)
+class ClaimsThatKLNeverGrows(Moving):
+    """True of exact proximal points, which mmd's answer after 50 steps at small tau is not."""
+
+    @property
+    def guarantees(self):
+        return tuple(
+            attrs.evolve(
+                claim, bound=lambda n, game, initial=None: torch.tensor(math.inf) if initial is None else initial
+            )
+            for claim in super().guarantees
+            if claim.every > 1 and claim.metric == "kl"
+        )
+
+
+# --- averages and populations
+
+
+@mutant(BOUND)
+class AverageWithMMDsStep(NashEMA):
+    """4 beta, which is proved without the lag of an average."""
+
+    def _eta(self, game):
+        return 4 * game.beta
+
+    @property
+    def guarantees(self):
+        (claim,) = super().guarantees
+        return (
+            attrs.evolve(claim, holds=lambda game: True, bound=lambda n, game, initial=None: initial or 1 / game.beta),
+        )
+
+
+@mutant(FIXED)
+class AverageBeginsAtTheReference(NashEMA):
+    def init(self, game, policy):
+        return attrs.evolve(super().init(game, policy), policies={"current": policy, "average": game.reference})
+
+
+@mutant(BOUND)
+class AverageIsTheCentre(NashEMA):
+    def propose(self, game, state):
+        anchors = [(game.reference, game.beta), (state["average"], 1 / self._eta(game))]
+        return Update(start=state.current, opponent=state["average"], anchors=anchors)
+
+
+@mutant(BOUND)
+class PopulationWithTooLongAStep(MNPO):
+    def _eta(self, game):
+        return 12 * game.beta
+
+    def _contracts(self, game):
+        return True
+
+
+@mutant(FIXED)
+class PopulationWithTheReference(MNPO):
+    def propose(self, game, state):
+        opponent = Opponent([(state.current, 0.75), (game.reference, 0.25)])
+        return attrs.evolve(super().propose(game, state), opponent=opponent)
+
+
+# --- other divergences
+
+
+@mutant(FIXED)
+class DivergencesExchanged(RSPO):
+    def propose(self, game, state):
+        update = super().propose(game, state)
+        kinds = [anchor.divergence for anchor in reversed(update.anchors)]
+        anchors = [attrs.evolve(anchor, divergence=kind) for anchor, kind in zip(update.anchors, kinds, strict=True)]
+        return attrs.evolve(update, anchors=anchors)
+
+
+@mutant(FIXED)
+class ClaimsTheGamesOwnEquilibrium(RSPO):
+    @property
+    def guarantees(self):
+        return tuple(attrs.evolve(claim, about=None) for claim in super().guarantees)
+
+
+@mutant(STEP)
+@attrs.frozen
+class ClaimsALongStepOfForwardKL(DPHRL):
+    """40 beta, twenty times what is proved where the reference is uniform over two responses."""
+
+    def _eta(self, game):
+        return 40 * game.beta
+
+    @property
+    def guarantees(self):
+        (claim,) = super().guarantees
+        never = {"bound": None, "recursion": lambda step, game, previous: previous}
+        return (attrs.evolve(claim, holds=lambda game: True, **never),)
+
+
+@mutant(STEP)
+class ChiSquaredWithTooLongAStep(RSPO):
+    def _eta(self, game):
+        return 120 * game.beta
+
+    @property
+    def guarantees(self):
+        return tuple(attrs.evolve(claim, holds=lambda game: True) for claim in super().guarantees)
+
+
+@mutant(FIXED)
+class SlopeForgotten(FDPO):
+    """Online DPO's own log-ratio, with the optimum of another divergence claimed."""
+
+    def propose(self, game, state):
+        return attrs.evolve(super().propose(game, state), loss=DPOLoss(game.beta))
+
+
+@mutant("reaches-its-target-in-the-limit")
+@attrs.frozen
+class ClaimsToReachTheForwardOptimum(FDPO):
+    """A fixed point it is, but steps of 1 / beta are too long where f' is steep."""
+
+    divergence: str = "forward_kl"
+
+    @property
+    def guarantees(self):
+        return tuple(attrs.evolve(claim, limit="reached") for claim in super().guarantees)
+
+
+@mutant(STEP)
+class ClaimsTwiceTheRateOfDPO(OnlineDPO):
+    @property
+    def guarantees(self):
+        _, rate = super().guarantees
+
+        def twice(step, game, previous):
+            return previous - 2 * (previous - rate.recursion(step, game, previous))
+
+        return (attrs.evolve(rate, recursion=twice),)
 
 
 # --- equivalent: different code that keeps every promise made

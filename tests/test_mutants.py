@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
+import torch
 
 from nlhf_zoo.testing import PROPERTIES, check_property
+from tests import divergence_mutants
 from tests.mutants import EQUIVALENT, MUTANTS
+from tests.test_divergences import ALL
+
+EXAMPLE = {
+    "log_ratio": torch.tensor([-6.0, -1.0, 0.5, 2.0], dtype=torch.float64),
+    "other": -0.5,
+    "a": -1.0,
+    "b": 1.5,
+    "weight": 0.3,
+    "seed": 1,
+    "size": 4,
+}
+"""What the tests of divergences are given."""
 
 
 def test_there_are_enough_of_them() -> None:
@@ -20,6 +36,20 @@ def test_a_broken_solver_is_caught(name: str) -> None:
     assert result.status == "failed", f"{name} survives {prop}: {result.detail}"
     # An exception would be caught by anything; what is asked for is that the statement itself is refuted.
     assert not result.detail.startswith("it raised"), result.detail
+
+
+@pytest.mark.parametrize("name", divergence_mutants.MUTANTS)
+def test_a_broken_divergence_is_caught(name: str) -> None:
+    divergence, test = divergence_mutants.MUTANTS[name]
+    # One example does, and none is made small.
+    plain = test.hypothesis.inner_test if hasattr(test, "hypothesis") else test
+    wanted = inspect.signature(plain).parameters
+    given = {key: value for key, value in EXAMPLE.items() if key in wanted}
+    for kept in ALL:
+        if type(kept) is type(divergence).__mro__[1]:
+            plain(divergence=kept, **given)
+    with pytest.raises(AssertionError):
+        plain(divergence=divergence, **given)
 
 
 @pytest.mark.slow

@@ -37,8 +37,8 @@ from nlhf_zoo.drive import configure, iterates
 EPSILONS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 CAP = 20_000
 LOWER_CAPS = {"nash_ema": 4_000, "mnpo": 4_000, "f_dpo": 2_000, "online_dpo": 2_000, "rspo": 100, "dph_rl": 100}
-"""No rate is declared for the first two, and no theory leads the next two to an equilibrium; the last two solve for a
-multiplier in every step, which takes fifty times as long."""
+"""No rate is proved for the first two at this step, and no theory leads the next two to an equilibrium; the last two
+solve for a multiplier in every step, which takes fifty times as long."""
 TWINS = {
     "inpo": "mmd", "f_dpg": "mmd", "online_ipo": "mmd", "nash_prox": "exact_prox", "sppo": "spo", "rebel": "spo",
     "dno": "spo", "comal": "mpo",
@@ -54,7 +54,7 @@ class Entry:
     """A solver as it is set for an epsilon."""
 
     name: str
-    options: Callable[[float], Mapping[str, float]] = lambda epsilon: {}
+    options: Callable[[float, float], Mapping[str, float]] = lambda epsilon, beta: {}
     label: str = ""
     average: bool = False
 
@@ -66,13 +66,14 @@ class Entry:
 def entries() -> list[Entry]:
     """Every solver that runs on tables and asks something."""
     settings: dict[str, Entry] = {
-        **{name: Entry(name, lambda epsilon: {"eta": 4 * epsilon}, average=True) for name in _like("spo")},
-        **{name: Entry(name, lambda epsilon: {"tau": 0.1}) for name in _like("mpo")},
-        "onpo": Entry("onpo", lambda epsilon: {"eta": 1.0}, average=True),
+        **{name: Entry(name, lambda epsilon, beta: {"eta": 4 * epsilon}, average=True) for name in _like("spo")},
+        **{name: Entry(name, lambda epsilon, beta: {"tau": 0.1}) for name in _like("mpo")},
+        **{name: Entry(name, lambda epsilon, beta: {"eta": 4 * beta}) for name in ("nash_ema", "mnpo")},
+        "onpo": Entry("onpo", lambda epsilon, beta: {"eta": 1.0}, average=True),
     }
     known = [name for name, cls in nz.solvers().items() if "table" in cls.backends and name != "spin"]
     found = [settings.get(name, Entry(name)) for name in known]
-    found.append(Entry("exact_prox", lambda epsilon: {"eta": 1.0}, label="exact_prox eta=1"))
+    found.append(Entry("exact_prox", lambda epsilon, beta: {"eta": 1.0}, label="exact_prox eta=1"))
     return sorted(found, key=lambda entry: entry.name in LOWER_CAPS)
 
 
@@ -122,7 +123,7 @@ def measured(
     """
     for epsilon in epsilons:
         beta = epsilon / (2 * math.log(max(len(matrix) for matrix in matrices.values())))
-        solver = configure(entry.name, **entry.options(epsilon))
+        solver = configure(entry.name, **entry.options(epsilon, beta))
         everyone = list(matrices.values())
         groups = [[matrix] for matrix in everyone] if entry.name in ALONE else [everyone]
         reached = [queries for group in groups for queries in first_reached(group, solver, beta, epsilon, cap, entry)]

@@ -60,13 +60,16 @@ def _solver(cls: Any) -> dict[str, Any]:
         "backends": list(solver.backends),
         "only": solver.only,
         "needs_beta": solver.needs_beta,
+        "no_guarantee": "" if solver.guarantees else solver.no_guarantee,
         "hyperparameters": {field.name: getattr(solver, field.name) for field in attrs.fields(cls)},
         "guarantees": [
             {
                 "metric": guarantee.metric,
                 "iterate": guarantee.iterate,
                 "per": guarantee.per,
+                "every": guarantee.every,
                 "rate": guarantee.bound is not None,
+                "limit": guarantee.limit,
                 "assumptions": guarantee.assumptions,
                 "source": guarantee.source,
             }
@@ -127,6 +130,9 @@ def _show(document: Mapping[str, Any], console: Console) -> None:
             [(s["name"], _claim(g), *map(g.get, _GUARANTEE_COLUMNS)) for s in solvers for g in s.get("guarantees", ())],
         )
     )
+    unproved = [(s["name"], s["no_guarantee"] or "no reason given") for s in solvers if s.get("guarantees") == []]
+    if unproved:
+        console.print(table("nothing is proved of", ("solver", "why"), unproved))
     for kind, how, header in (
         ("games", "--game NAME, --game-set KEY=VALUE", "parameters"),
         ("oracles", "train --oracle NAME, --oracle-set KEY=VALUE", "options"),
@@ -151,7 +157,9 @@ def _summary(entry: Mapping[str, Any]) -> str:
 
 def _claim(guarantee: Mapping[str, Any]) -> str:
     """What is bounded, and by a count of what."""
-    return f"{guarantee['metric']} per {guarantee['per']}" if guarantee["rate"] else f"{guarantee['metric']}, no rate"
+    every = f"{guarantee['every']} steps" if guarantee["every"] > 1 else guarantee["per"]
+    said = {"reached": ", no rate", "kept": ", fixed point only", "open": f", each {every}"}
+    return guarantee["metric"] + (f" per {every}" if guarantee["rate"] else said[guarantee["limit"]])
 
 
 def _missing(solver: Mapping[str, Any]) -> str:

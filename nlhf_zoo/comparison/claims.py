@@ -43,6 +43,8 @@ def _speaks_of(guarantee: Guarantee, game: Game) -> bool:
     return (
         guarantee.bound is not None
         and guarantee.target is None
+        and guarantee.about is None
+        and guarantee.every == 1
         and guarantee.iterate == "last"
         and guarantee.metric in MEASURED
         and (guarantee.certainty != "sure") == sampled

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from nlhf_zoo.interfaces.game import Game
     from nlhf_zoo.interfaces.policy import Policy
+    from nlhf_zoo.interfaces.solver import State
 
-__all__ = ["MEASURED", "Bound", "Guarantee", "Recursion", "contraction", "linear_rate"]
+__all__ = ["MEASURED", "Bound", "Guarantee", "Recursion", "contraction", "linear_rate", "span_rate"]
 
 MEASURED: Mapping[str, str] = {
     "kl": "kl_to_equilibrium",
@@ -46,9 +47,13 @@ class Guarantee:
         metric: "kl" is KL(target || pi), "span" is span(log pi - log target); "duality_gap" (of the
             regularised game) and "unregularised_gap" (the same at beta = 0) need no target.
         bound: called with n, the game and, where it is known, the metric's `initial` value at n = 0; returns
-            a (...) tensor, one entry a game. `None` claims the target to be a fixed point that is reached in
-            the limit, and no rate.
+            a (...) tensor, one entry a game. `None` claims no rate; see `limit`.
+        limit: what is said of whole runs where `bound` is `None`: "reached", the target is a fixed point, and every
+            run comes to it; "kept", it is a fixed point, and a run from elsewhere may go anywhere; "open", nothing,
+            and the recursion is the whole claim.
         per: what n counts, completed steps or queries (`QueryCount.total`).
+        every: the claim speaks of the policies after steps 0, every, 2 every ... alone: where a solver's steps
+            come in rounds. n still counts steps, or queries; a recursion leads from one such policy to the next.
         iterate: which iterate the claim speaks of; "average" is the arithmetic mean of the n policies that
             were played, those of steps 0 to n - 1.
         start: where a run may begin: at "any" policy, or only at the game's "reference".
@@ -60,6 +65,10 @@ class Guarantee:
         assumptions: what must hold of the game and the hyperparameters, in words.
         holds: the same as a predicate on the game (the hyperparameters are the solver's own).
         target: the policy that the metric measures the distance to; `None` is the game's equilibrium.
+        about: made of the game that is played and of a state, the game that the claim is about, where that is
+            another one: its equilibrium is the target (at beta = 0 a von Neumann winner), and its duality gap is
+            meant. For a bound the state is the first of the run; for a recursion the one that the step begins at, so
+            that the target may move. `holds`, bounds and recursions are given the game that is played.
         source: paper and theorem.
     """
 
@@ -74,6 +83,10 @@ class Guarantee:
     start: Literal["any", "reference"] = attrs.field(
         default="any", validator=attrs.validators.in_(("any", "reference"))
     )
+    limit: Literal["reached", "kept", "open"] = attrs.field(
+        default="reached", validator=attrs.validators.in_(("reached", "kept", "open"))
+    )
+    every: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     recursion: Recursion | None = None
     certainty: Literal["sure", "expectation", "probability"] = attrs.field(
         default="sure", validator=attrs.validators.in_(("sure", "expectation", "probability"))
@@ -82,11 +95,14 @@ class Guarantee:
     assumptions: str = "beta > 0"
     holds: Callable[[Game], bool] = _always
     target: Callable[[Game], Policy] | None = None
+    about: Callable[[Game, State], Game] | None = None
     source: str
 
     def __attrs_post_init__(self) -> None:
         if (self.certainty == "probability") != (0 < self.delta < 1):
             raise BadInput(f"delta in (0, 1) goes with certainty='probability', got {self.delta}, {self.certainty!r}")
+        if self.bound is None and self.limit == "open" and self.recursion is None:
+            raise BadInput("a guarantee claims something: give it a bound, a recursion, or limit='reached' or 'kept'")
 
 
 def _rate(factor: float | Callable[[Game], float]) -> Callable[[Game], float]:
@@ -147,6 +163,45 @@ def linear_rate(
         metric="kl",
         bound=contraction(factor),
         recursion=lambda step, game, previous: rate(game) * previous,
+        assumptions=assumptions,
+        holds=lambda game: isinstance(game.divergence, ReverseKL) and holds(game),
+        source=source,
+    )
+
+
+def span_rate(
+    factor: Callable[[Game], float],
+    gain: Callable[[Game], float],
+    *,
+    assumptions: str,
+    source: str,
+    holds: Callable[[Game], bool] = _always,
+) -> Guarantee:
+    """span(log last iterate - log equilibrium) shrinks like sqrt(factor)^n, from any start: uniform convergence.
+
+    For a step log next = factor log pi_k + ... whose payoff is off by a span of at most 2 gain sqrt(2 KL_k), KL_k =
+    KL(equilibrium || pi_k), and whose KL_k shrinks by `factor`. KL_0 is at most an eighth of the squared span, so
+    that span_{k+1} <= factor span_k + gain factor^(k/2) span_0, and the bound is what this comes to.
+
+    Args:
+        factor: of the linear rate in KL, in (0, 1).
+        gain: see above.
+    """
+    rate = _rate(factor)
+
+    def bound(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
+        import torch
+
+        shrink = rate(game)
+        root = shrink**0.5
+        # sum over k < n of shrink^(n - 1 - k) root^k
+        paid = root ** (n - 1) * (1 - root**n) / (1 - root) if root < 1 else n
+        first = torch.tensor(1 / game.beta, dtype=torch.float64) if initial is None else initial
+        return first * (shrink**n + gain(game) * paid)
+
+    return Guarantee(
+        metric="span",
+        bound=bound,
         assumptions=assumptions,
         holds=lambda game: isinstance(game.divergence, ReverseKL) and holds(game),
         source=source,

@@ -82,6 +82,7 @@ class Solver(ABC):
         when: one to three sentences: when to use it, and when not.
         backends: "table", "llm", or both.
         only: why a backend is missing from `backends`; empty where both are there.
+        no_guarantee: why nothing is proved of it; said wherever `guarantees` is empty.
     """
 
     name: ClassVar[str]
@@ -91,6 +92,7 @@ class Solver(ABC):
     needs_beta: ClassVar[bool] = True
     backends: ClassVar[tuple[str, ...]] = ("table", "llm")
     only: ClassVar[str] = ""
+    no_guarantee: ClassVar[str] = ""
 
     @classmethod
     def practical(cls, beta: float) -> Mapping[str, Any]:
@@ -99,7 +101,7 @@ class Solver(ABC):
 
     @property
     def guarantees(self) -> tuple[Guarantee, ...]:
-        """What is proved of it, at these hyperparameters; empty where nothing is."""
+        """What is proved of it, at these hyperparameters; empty where nothing is, and `no_guarantee` says why."""
         return ()
 
     def init(self, game: Game, policy: Policy) -> State:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Guarantee, Policy, Solver, State
+from nlhf_zoo.interfaces import Game, Guarantee, Solver, State
 from nlhf_zoo.metrics import duality_gap, kl_divergence, span
 from nlhf_zoo.tabular import NotConverged, TabularPolicy, find_equilibrium
 from nlhf_zoo.testing.case import Case, Skip
 from nlhf_zoo.testing.runs import states, tables
 
-__all__ = ["Reading", "Target", "heights", "measured", "readings", "recursion_readings", "target_of"]
+__all__ = ["Reading", "Target", "heights", "measured", "readings", "recursion_readings", "rounds", "target_of"]
 
 
 @attrs.frozen(eq=False)
@@ -32,27 +32,38 @@ class Target:
     blur: float
 
 
-def target_of(guarantee: Guarantee, game: Game) -> Target:
-    """The target of a guarantee in a game.
+def target_of(guarantee: Guarantee, game: Game, state: State) -> Target:
+    """The target of a guarantee in a game, for a run, or a step, that begins at `state`.
 
     Raises:
         Skip: it does not hold for this game, or no equilibrium was found.
     """
+    if not guarantee.holds(game):
+        raise Skip(f"its assumptions do not hold: {guarantee.assumptions}")
+    return _ground_truth(guarantee, game, _about(guarantee, game, state))
+
+
+def _about(guarantee: Guarantee, game: Game, state: State) -> Game:
+    return game if guarantee.about is None else guarantee.about(game, state)
+
+
+def _ground_truth(guarantee: Guarantee, game: Game, about: Game) -> Target:
     try:
-        if not guarantee.holds(game):
-            raise Skip(f"its assumptions do not hold: {guarantee.assumptions}")
         if guarantee.target is not None:
             policy = guarantee.target(game)
             assert isinstance(policy, TabularPolicy)
-            return Target(policy, 1e-13 * (1 + float(policy.log_probs.abs().amax())))
-        report = find_equilibrium(game)
-    except NotConverged as failure:
+            return Target(policy, 1e-13 * (1 + _largest(policy)))
+        report = find_equilibrium(about)
+    except (NotConverged, BadInput, ArithmeticError) as failure:
         raise Skip(f"no ground truth: {failure}") from None
-    except BadInput as refusal:
-        raise Skip(f"no ground truth: {refusal}") from None
-    # gap = 2 beta KL, and KL is half a squared distance.
-    off = 4 * float(report.duality_gap.clamp_min(0) / game.beta) ** 0.5 if game.beta else 0.0
-    return Target(report.policy, off + 1e-15 * (1 + float(report.policy.log_probs.abs().amax())))
+    # gap = 2 beta KL, and KL is half a squared distance; at beta = 0 a winner's gap is what its own win rates miss.
+    off = 4 * float(report.duality_gap.clamp_min(0) / (about.beta or 16)) ** 0.5
+    return Target(report.policy, off + 1e-15 * (1 + _largest(report.policy)))
+
+
+def _largest(policy: TabularPolicy) -> float:
+    """The largest log-probability by size, of responses that are not left out."""
+    return float(torch.where(policy.log_probs > -math.inf, policy.log_probs, 0.0).abs().amax())
 
 
 @attrs.frozen
@@ -121,12 +132,25 @@ def heights(found: Sequence[Reading]) -> dict[str, float]:
 
 
 class _Meter:
-    """One guarantee in one game."""
+    """One guarantee in one game, for a run, or a step, that begins at a state."""
 
-    def __init__(self, guarantee: Guarantee, case: Case) -> None:
-        self.guarantee, self.game = guarantee, case.game()
-        self.target = target_of(guarantee, self.game)
-        self.truth = case.matrix
+    def __init__(self, guarantee: Guarantee, matrix: Sequence[Sequence[float]], game: Game, state: State) -> None:
+        self.guarantee, self.game, self.truth = guarantee, game, matrix
+        self.about = _about(guarantee, game, state)
+        self.target = target_of(guarantee, game, state)
+
+    def moved(self, state: State) -> _Meter:
+        """The meter of a step that begins at another state."""
+        if self.guarantee.about is None:
+            return self
+        about = self.guarantee.about(self.game, state)
+        if (about.reference, about.beta, about.divergence) == (
+            self.about.reference,
+            self.about.beta,
+            self.about.divergence,
+        ):
+            return self
+        return _Meter(self.guarantee, self.truth, self.game, state)
 
     def metric(self, log_probs: Tensor) -> Tensor:
         kind, goal = self.guarantee.metric, self.target.policy.log_probs
@@ -134,14 +158,14 @@ class _Meter:
             return kl_divergence(goal, log_probs)
         if kind == "span":
             return span(log_probs, goal)
-        reference = self.game.reference
+        reference = self.about.reference
         assert isinstance(reference, TabularPolicy)
         payoff = torch.tensor(self.truth, dtype=torch.float64) @ log_probs.exp()
-        beta = self.game.beta if kind == "duality_gap" else 0.0
-        return duality_gap(payoff, log_probs, reference.log_probs, beta)
+        beta = self.about.beta if kind == "duality_gap" else 0.0
+        return duality_gap(payoff, log_probs, reference.log_probs, beta, self.about.divergence)
 
     def blur(self, step: int, log_probs: Tensor) -> float:
-        size = 1 + float(log_probs.abs().amax()) + (1 / self.game.beta if self.game.beta else 0.0)
+        size = 1 + float(log_probs.abs().amax()) + (1 / self.about.beta if self.about.beta else 0.0)
         return self.target.blur + 2e-15 * (1 + step) * size
 
     def reading(self, step: int, log_probs: Tensor, bound: Tensor, before: Tensor | None, taken: int) -> Reading:
@@ -151,31 +175,44 @@ class _Meter:
         return Reading(step, float(self.metric(log_probs)), float(bound), blur, squared, started)
 
 
+LONGEST = 600
+"""Steps of a run that is read every so many steps."""
+
+
+def rounds(guarantee: Guarantee, case: Case) -> int:
+    """How often a run of this case is read: after `case.steps` times the steps between two readings, or fewer."""
+    return case.steps if guarantee.every == 1 else max(1, min(case.steps, LONGEST // guarantee.every))
+
+
 def _count(guarantee: Guarantee, state: State) -> int:
     return state.step if guarantee.per == "step" else state.queries.total
 
 
 def readings(solver: Solver, guarantee: Guarantee, case: Case) -> list[Reading]:
-    """Metric and bound after steps 1 to `case.steps`: against the initial distance, and from the reference a priori.
+    """Metric and bound, `rounds` times: against the initial distance, and from the reference a priori.
 
     Raises:
         Skip: the guarantee says nothing about this game or start.
     """
     assert guarantee.bound is not None
-    meter = _Meter(guarantee, case)
-    if guarantee.start == "reference" and case.start is not None:
-        raise Skip("the guarantee is about runs that begin at the reference")
-    run = states(solver, meter.game, case.first(), torch.Generator().manual_seed(case.seed))
+    game, run = _begun(solver, guarantee, case)
     initial: Tensor | None = None
     mean: Tensor | None = None
+    meter: _Meter | None = None
     found: list[Reading] = []
+    last_step = rounds(guarantee, case) * guarantee.every
     for state in run:
+        if state.step % guarantee.every:
+            continue
+        if meter is None:
+            meter = _Meter(guarantee, case.matrix, game, state)
+        seen = state.step // guarantee.every
         log_probs = tables(state.current)
         last = log_probs
         if guarantee.iterate == "average":
             if mean is not None:
                 log_probs = mean.log()
-            mean = last.exp() if mean is None else (mean * (state.step) + last.exp()) / (state.step + 1)
+            mean = last.exp() if mean is None else (mean * seen + last.exp()) / (seen + 1)
         if initial is None:
             initial = meter.metric(last)
         else:
@@ -185,33 +222,42 @@ def readings(solver: Solver, guarantee: Guarantee, case: Case) -> list[Reading]:
             if case.start is None:
                 allowed = guarantee.bound(n, meter.game)
                 found.append(meter.reading(state.step, log_probs, allowed, None, state.step))
-        if state.step == case.steps:
+        if state.step == last_step:
             return found
     raise AssertionError
 
 
-def recursion_readings(solver: Solver, guarantee: Guarantee, case: Case, first_step: int = 1) -> list[Reading]:
-    """The metric after each of `case.steps` steps beside what the recursion makes of the metric before it.
-
-    The first of them is the solver's step number `first_step` >= 1, where its state is a policy and a counter
-    only, and else its step number 1.
-    """
-    assert guarantee.recursion is not None
-    meter = _Meter(guarantee, case)
+def _begun(solver: Solver, guarantee: Guarantee, case: Case) -> tuple[Game, Iterator[State]]:
+    """A fresh game and the solver's run in it, if the guarantee speaks of them."""
+    game = case.game()
+    if not guarantee.holds(game):
+        raise Skip(f"its assumptions do not hold: {guarantee.assumptions}")
     if guarantee.start == "reference" and case.start is not None:
         raise Skip("the guarantee is about runs that begin at the reference")
-    start: Policy = case.first()
-    run = states(solver, meter.game, start, torch.Generator().manual_seed(case.seed))
+    return game, states(solver, game, case.first(), torch.Generator().manual_seed(case.seed))
+
+
+def recursion_readings(solver: Solver, guarantee: Guarantee, case: Case, first_step: int = 1) -> list[Reading]:
+    """The metric beside what the recursion makes of the metric before it, `rounds` times.
+
+    The first step is the solver's step number `first_step` >= 1, where its state is a policy and a counter only and
+    the recursion is about single steps, and else its step number 1.
+    """
+    assert guarantee.recursion is not None
+    game, run = _begun(solver, guarantee, case)
     state = next(run)
-    if first_step > 1 and set(state.policies) == {"current"} and not state.numbers:
-        run = states(solver, meter.game, start, None, attrs.evolve(state, step=first_step - 1))
+    if first_step > 1 and guarantee.every == 1 and set(state.policies) == {"current"} and not state.numbers:
+        run = states(solver, game, case.first(), None, attrs.evolve(state, step=first_step - 1))
         state = next(run)
+    meter = _Meter(guarantee, case.matrix, game, state)
     found: list[Reading] = []
-    for taken in range(1, case.steps + 1):
+    for taken in range(1, rounds(guarantee, case) + 1):
+        meter = meter.moved(state)
         before = meter.metric(tables(state.current))
-        allowed = guarantee.recursion(state.step, meter.game, before)
-        state = next(run)
-        found.append(meter.reading(state.step, tables(state.current), allowed, before, taken))
+        allowed = guarantee.recursion(state.step, game, before)
+        for _ in range(guarantee.every):
+            state = next(run)
+        found.append(meter.reading(state.step, tables(state.current), allowed, before, taken * guarantee.every))
     return found
 
 

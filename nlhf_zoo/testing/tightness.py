@@ -139,7 +139,7 @@ class _Climb:
             if not self.worst.violated:
                 self._search(each, self.seed + (restart << 32))
         return Tightness(
-            f"{self.guarantee.metric}, {'each step' if self.single else f'{self.guarantee.iterate} iterate'}",
+            f"{self.guarantee.metric}, {self._of()}",
             self.guarantee.source,
             self.games,
             self.ratio,
@@ -149,6 +149,12 @@ class _Climb:
             self._program(),
             self.seed,
         )
+
+    def _of(self) -> str:
+        every = self.guarantee.every
+        if self.single:
+            return "each step" if every == 1 else f"each {every} steps"
+        return f"{self.guarantee.iterate} iterate" + (f", every {every} steps" if every > 1 else "")
 
     def _search(self, examples: int, seed: int) -> None:
         settings = hypothesis.settings(
@@ -172,8 +178,9 @@ class _Climb:
             return None
         begun = worst.inputs.get("first_step", 1)
         # A solver that remembers more than a policy begins at step 1, whatever it is asked.
-        begun = begun if worst.reading.step >= begun else 1
-        case = attrs.evolve(worst.inputs["case"], steps=worst.reading.step - begun + 1)
+        every = self.guarantee.every
+        begun = begun if worst.reading.step >= begun and every == 1 else 1
+        case = attrs.evolve(worst.inputs["case"], steps=(worst.reading.step - begun) // every + 1)
         inputs = {"case": case, "first_step": begun} if self.single else {"case": case}
         if not worst.violated:
             return readings_snippet(self.solver, self.claim, self.single, inputs)

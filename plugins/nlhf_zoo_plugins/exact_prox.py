@@ -9,7 +9,18 @@ from __future__ import annotations
 
 import attrs
 
-from nlhf_zoo.interfaces import ITSELF, Game, Guarantee, Outcome, Solver, State, Update, hyperparameter, linear_rate
+from nlhf_zoo.interfaces import (
+    ITSELF,
+    Game,
+    Guarantee,
+    Outcome,
+    Solver,
+    State,
+    Update,
+    hyperparameter,
+    linear_rate,
+    span_rate,
+)
 from nlhf_zoo.registry import hookimpl
 
 
@@ -41,6 +52,12 @@ class ExactProx(Solver):
                 lambda game: 1 / (1 + self._eta(game)),
                 assumptions="beta > 0, reverse KL, exact improvements; any eta > 0",
                 source="arXiv 2505.19731, the proximal point recursion",
+            ),
+            span_rate(
+                lambda game: 1 / (1 + self._eta(game)),
+                lambda game: self._eta(game) / game.beta / (1 + self._eta(game)) ** 1.5 / 2,
+                assumptions="beta > 0, reverse KL, exact improvements; any eta > 0",
+                source="docs/guarantees.md: from the rate in KL",
             ),
         )
 

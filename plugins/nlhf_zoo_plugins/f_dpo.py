@@ -6,12 +6,15 @@ h = f'(pi/ref (y)) - f'(pi/ref (y')). With the reverse KL it is Online DPO.
 
 from __future__ import annotations
 
+import math
+
 import attrs
+import torch
 from torch import Tensor
 
 import nlhf_zoo as nz
 from nlhf_zoo.registry import lookup
-from nlhf_zoo_plugins.online_dpo import DPOLoss
+from nlhf_zoo_plugins.online_dpo import DPOLoss, is_bradley_terry, span_of_dpo
 
 
 @attrs.frozen
@@ -44,9 +47,36 @@ class FDPO(nz.Solver):
     eta: float | None = nz.hyperparameter(above=0)
     divergence: str = "jensen_shannon"
 
+    @property
+    def guarantees(self) -> tuple[nz.Guarantee, ...]:
+        divergence = self._divergence()
+
+        def optimum(game: nz.Game) -> nz.TabularPolicy:
+            """argmax <pi, r> - beta D(pi || pi_ref), r the Bradley-Terry scores."""
+            scores = torch.logit(game.oracle.matrix())[..., :, 0]  # type: ignore[attr-defined]  # guarantees are on tables
+            return nz.TabularPolicy(divergence.improve(scores, [(game.reference.log_probs, game.beta)]))  # type: ignore[attr-defined]
+
+        kept = nz.Guarantee(
+            metric="kl",
+            bound=None,
+            limit="kept",
+            assumptions="beta > 0, P Bradley-Terry, f'(0) = -inf; the target is the reward's f-regularised optimum",
+            holds=lambda game: math.isinf(divergence.slope_at_zero) and is_bradley_terry(game),
+            target=optimum,
+            source="arXiv 2309.16240 for the optimum; docs/guarantees.md: nothing else inside is a fixed point",
+        )
+        rate = span_of_dpo(self._eta)
+        return (kept, rate) if isinstance(divergence, nz.ReverseKL) else (kept,)
+
+    def _divergence(self) -> nz.Divergence:
+        return lookup("divergences", self.divergence)()
+
+    def _eta(self, game: nz.Game) -> float:
+        return self.eta or 1 / game.beta
+
     def propose(self, game: nz.Game, state: nz.State) -> nz.Update:
-        loss = FDPOLoss(game.beta, lookup("divergences", self.divergence)())
-        anchors = [(state.current, 1 / (self.eta or 1 / game.beta))]
+        loss = FDPOLoss(game.beta, self._divergence())
+        anchors = [(state.current, 1 / self._eta(game))]
         return nz.Update(start=state.current, opponent=state.current, loss=loss, anchors=anchors)
 
     def accept(self, game: nz.Game, state: nz.State, outcome: nz.Outcome) -> nz.State:

@@ -48,6 +48,13 @@ class MagneticMirrorDescent(nz.Solver):
                 holds=lambda game: self._eta(game) <= 4 * game.beta,
                 source="arXiv 2206.05825, theorem 3.4, with smoothness 1/2 of a preference in [0, 1]",
             ),
+            nz.span_rate(
+                lambda game: 1 / (1 + self._eta(game) * game.beta),
+                lambda game: self._eta(game) / (1 + self._eta(game) * game.beta) / 2,
+                assumptions="beta > 0, eta <= 4 beta, reverse KL, exact expectations",
+                holds=lambda game: self._eta(game) <= 4 * game.beta,
+                source="docs/guarantees.md: from the rate in KL",
+            ),
         )
 
     def scaled(self, factor: float, game: nz.Game) -> MagneticMirrorDescent:

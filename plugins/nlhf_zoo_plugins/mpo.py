@@ -28,11 +28,17 @@ class MPO(MovingReference):
     paper = "arXiv 2410.16714"
     when = (
         "For the last iterate near an equilibrium of the game without regularisation: mmd inside, the magnet moved "
-        "after every `period` steps. It does not stay near the reference, and no rate is declared."
+        "after every `period` steps, and a period of about 1/tau^2 steps: in a shorter one mmd has not arrived, and "
+        "the policy may spiral outwards. It does not stay near the reference."
     )
 
     def _inside_name(self) -> str:
         return "mmd"
+
+    def _drift(self, game: nz.Game) -> float:
+        # The default step inside is 4 tau.
+        tau = self._regularised(game).beta
+        return (1 - (1 + 4 * tau**2) ** -self.period) / 2
 
 
 @nz.hookimpl

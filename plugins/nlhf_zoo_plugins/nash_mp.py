@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import attrs
 
-from nlhf_zoo.interfaces import Game, Guarantee, Outcome, Solver, State, Update, hyperparameter, linear_rate
+from nlhf_zoo.interfaces import Game, Guarantee, Outcome, Solver, State, Update, hyperparameter, linear_rate, span_rate
 from nlhf_zoo.registry import hookimpl
 
 
@@ -32,6 +32,8 @@ class NashMP(Solver):
         "too. With kappa it is a language model's form, where nothing is proved. To solve one game to high accuracy, "
         "adaptive_nash_mp asks less."
     )
+    no_guarantee = "with kappa it is one gradient step held at a moving average, which no proof covers"
+
     eta: float | None = hyperparameter(above=0)
     kappa: float | None = hyperparameter(above=0, at_most=1)
 
@@ -53,7 +55,20 @@ class NashMP(Solver):
                 holds=lambda game: self._eta(game) <= 2 * game.beta,
                 source="arXiv 2505.19731, last-iterate theorem: (1 + 2 beta)^(-N/2) at eta = 2 beta, N = 2n queries",
             ),
+            span_rate(
+                lambda game: 1 / (1 + self._eta(game)),
+                self._gain,
+                assumptions="beta > 0, eta <= 2 beta, reverse KL, exact improvements",
+                holds=lambda game: self._eta(game) <= 2 * game.beta,
+                source="docs/guarantees.md: from the rate in KL",
+            ),
         )
+
+    def _gain(self, game: Game) -> float:
+        # KL(equilibrium || half) <= far KL(equilibrium || pi_k)
+        held = game.beta / self._eta(game)
+        far = held / (game.beta + held - max(0.0, 1 / (4 * held) - game.beta))
+        return far**0.5 / (game.beta + held) / 2
 
     def scaled(self, factor: float, game: Game) -> NashMP:
         return attrs.evolve(self, eta=self._eta(game))

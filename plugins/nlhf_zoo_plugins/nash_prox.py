@@ -30,6 +30,8 @@ class NashProx(nz.Solver):
         "practical form has none."
     )
 
+    no_guarantee = "with kappa < 1 the centre is a moving average, which no proof covers"
+
     eta: float | None = nz.hyperparameter(above=0)
     kappa: float = nz.hyperparameter(1.0, above=0, at_most=1)
 
@@ -49,6 +51,12 @@ class NashProx(nz.Solver):
                 lambda game: 1 / (1 + self._eta(game)),
                 assumptions="beta > 0, kappa = 1, reverse KL, exact improvements; any eta > 0",
                 source="arXiv 2505.19731, the proximal point recursion",
+            ),
+            nz.span_rate(
+                lambda game: 1 / (1 + self._eta(game)),
+                lambda game: self._eta(game) / game.beta / (1 + self._eta(game)) ** 1.5 / 2,
+                assumptions="beta > 0, kappa = 1, reverse KL, exact improvements; any eta > 0",
+                source="docs/guarantees.md: from the rate in KL",
             ),
         )
 

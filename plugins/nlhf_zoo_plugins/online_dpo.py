@@ -7,6 +7,8 @@ log next = log pi_k + eta E_{y'~pi_k}[P(y > y') - sigma(beta h(y, y'))] - log Z
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import torch
 from torch import Tensor
@@ -32,15 +34,43 @@ class DPOLoss(nz.PairwiseLoss):
         return preference - torch.sigmoid(self.beta * log_ratio)
 
 
-def _is_bradley_terry(game) -> bool:
+def is_bradley_terry(game) -> bool:
     odds = torch.logit(game.oracle.matrix())
     implied = odds[..., :, :1] + odds[..., :1, :]
     return bool(torch.isfinite(odds).all()) and bool(((odds - implied).abs() <= 1e-6 * (1 + odds.abs())).all())
 
 
-def _rlhf_optimum(game) -> nz.TabularPolicy:
+def rlhf_optimum(game) -> nz.TabularPolicy:
     """pi_ref exp(r / beta) / Z with Bradley-Terry scores r."""
     return nz.TabularPolicy(game.reference.log_probs + torch.logit(game.oracle.matrix())[..., :, 0] / game.beta)
+
+
+def _range_of_scores(game) -> Tensor:
+    """(...) max - min of the Bradley-Terry scores."""
+    scores = torch.logit(game.oracle.matrix())[..., :, 0]
+    return scores.amax(-1) - scores.amin(-1)
+
+
+def span_of_dpo(eta: Callable[[nz.Game], float]) -> nz.Guarantee:
+    """The linear rate of a mirror step of size eta(game) on DPO's logistic loss, where a reward is behind it."""
+
+    def shrink(game: nz.Game, now: Tensor) -> Tensor:
+        flattest = torch.sigmoid(_range_of_scores(game) + game.beta * now)
+        return 1 - eta(game) * game.beta * flattest * (1 - flattest)
+
+    def bound(n: int, game: nz.Game, initial: Tensor | None = None) -> Tensor:
+        first = _range_of_scores(game) / game.beta if initial is None else initial
+        return first * shrink(game, first) ** n
+
+    return nz.Guarantee(
+        metric="span",
+        bound=bound,
+        recursion=lambda step, game, previous: previous * shrink(game, previous),
+        assumptions="beta > 0, P Bradley-Terry, eta <= 4 / beta, reverse KL; the target is pi_ref exp(r/beta)",
+        holds=lambda game: eta(game) * game.beta <= 4 and is_bradley_terry(game),
+        target=rlhf_optimum,
+        source="docs/guarantees.md: the step averages over the error",
+    )
 
 
 @attrs.frozen
@@ -67,11 +97,11 @@ class OnlineDPO(nz.Solver):
             metric="kl",
             bound=None,
             assumptions="beta > 0, P Bradley-Terry; the target is then pi_ref exp(r/beta), not the equilibrium",
-            holds=_is_bradley_terry,
-            target=_rlhf_optimum,
+            holds=is_bradley_terry,
+            target=rlhf_optimum,
             source="arXiv 2305.18290, equation 4: the minimiser of the logistic loss",
         )
-        return (reaches,)
+        return (reaches, span_of_dpo(lambda game: self.eta or 1 / game.beta))
 
     def propose(self, game: nz.Game, state: nz.State) -> nz.Update:
         anchors = [(state.current, 1 / (self.eta or 1 / game.beta))]

@@ -39,7 +39,11 @@ class XPO(nz.Solver):
     paper = "arXiv 2405.21046"
     when = (
         "For a reference that rarely gives the good answers, where Online DPO would not look for others. The bonus "
-        "moves even the Bradley-Terry optimum a little. No guarantee is declared."
+        "moves even the Bradley-Terry optimum a little."
+    )
+    no_guarantee = (
+        "its paper bounds the number of samples that exploration needs, and exact expectations leave nothing to "
+        "explore; there the bonus only moves the optimum: online_dpo's is no fixed point"
     )
     backends = ("llm",)
     only = (

@@ -63,6 +63,8 @@ def declares_itself(solver: Solver) -> None:
         raise Violation(f"{cls.__name__}.summary is empty; nlhf-zoo list shows it")
     if not set(solver.backends) <= {"table", "llm"} or not solver.backends:
         raise Violation(f'{cls.__name__}.backends must be of "table" and "llm", got {solver.backends!r}')
+    if not isinstance(solver.no_guarantee, str):
+        raise Violation(f"{cls.__name__}.no_guarantee is a sentence, got {solver.no_guarantee!r}")
     for guarantee in solver.guarantees:
         if not isinstance(guarantee, Guarantee) or not guarantee.source:
             raise Violation(f"{cls.__name__}.guarantees must be Guarantee objects with a source, got {guarantee!r}")

@@ -16,8 +16,8 @@ from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Skip, Violation
 from nlhf_zoo.testing.catalogue import named
 from nlhf_zoo.testing.hardest import hard_cases, near_equilibrium
-from nlhf_zoo.testing.measure import Reading, heights, readings, recursion_readings, target_of
-from nlhf_zoo.testing.runs import rounding, walk
+from nlhf_zoo.testing.measure import Reading, Target, heights, readings, recursion_readings, target_of
+from nlhf_zoo.testing.runs import begin, rounding, walk
 from nlhf_zoo.testing.statistics import FALSE_ALARM, expectation_refuted, probability_refuted
 
 __all__ = [
@@ -36,10 +36,15 @@ FIRST_STEPS = (1, 2, 3, 6, 21, 101)
 def _needs(what: str, wanted: Callable[[Guarantee], bool]) -> Callable[[Solver], str | None]:
     def applies(solver: Solver) -> str | None:
         if not solver.guarantees:
-            return "the solver declares no guarantee"
+            return f"the solver declares no guarantee{_why(solver)}"
         return None if any(map(wanted, solver.guarantees)) else f"no guarantee {what}"
 
     return applies
+
+
+def _why(solver: Solver) -> str:
+    reason = solver.no_guarantee
+    return f": {reason}" if reason else "; if nothing is proved of it, its class can say why: no_guarantee = '...'"
 
 
 def _rated(iterate: str) -> Callable[[Guarantee], bool]:
@@ -92,7 +97,8 @@ def _hard_runs() -> list[dict[str, Any]]:
 def last_iterate_meets_its_bound(solver: Solver, case: Case) -> None:
     """metric(target, pi_n) <= bound(n, game, metric(target, pi_0)) for the last iterate pi_n at every n >= 1.
 
-    From the reference also the bound that knows no initial value. No average of iterates is looked at.
+    From the reference also the bound that knows no initial value. No average of iterates is looked at. A claim about
+    every m-th policy is tested on runs that are m times as long.
     """
     each_applicable(
         solver,
@@ -142,13 +148,18 @@ def each_step_meets_its_recursion(solver: Solver, case: Case, first_step: int = 
 
 def _keeps(guarantee: Guarantee) -> bool:
     """Whether the guarantee says that a run which begins at the target stays there."""
-    if guarantee.certainty != "sure" or guarantee.metric == "unregularised_gap":
+    if guarantee.certainty != "sure" or guarantee.metric == "unregularised_gap" or guarantee.every > 1:
         return False
     if guarantee.bound is None:
-        return True
+        return guarantee.limit != "open"
     zero = torch.zeros((), dtype=torch.float64)
     game = Case(matrix=[[0.5, 0.75], [0.25, 0.5]], reference=[0.0, 0.0], beta=1.0).game()
     return guarantee.start == "any" and float(guarantee.bound(1, game, zero)) <= 0
+
+
+def _target(solver: Solver, guarantee: Guarantee, case: Case) -> Target:
+    game = case.game()
+    return target_of(guarantee, game, begin(solver, game, case.first()))
 
 
 def _fixed() -> st.SearchStrategy[dict[str, Any]]:
@@ -159,12 +170,15 @@ def _fixed() -> st.SearchStrategy[dict[str, Any]]:
 def target_is_a_fixed_point(solver: Solver, case: Case) -> None:
     """pi_0 = target implies pi_k = target: the equilibrium (or what else is claimed) is a fixed point.
 
-    Derived from a bound that is 0 where the initial distance is 0, and from a claim of convergence without rate.
+    Derived from a bound that is 0 where the initial distance is 0, from a claim of convergence without rate, and from
+    a claim of that fixed point alone.
     """
 
     def judge(guarantee: Guarantee) -> None:
-        target = target_of(guarantee, case.game())
+        target = _target(solver, guarantee, case)
         goal = target.policy.log_probs
+        if not bool(goal.isfinite().all()):
+            raise Skip("the target leaves a response out, and no run that begins there has it")
         there = attrs.evolve(case, start=goal.tolist())
         limits = rounding(solver, there)
         for step, (log_probs, limit) in enumerate(zip(walk(solver, there), limits, strict=True)):
@@ -179,7 +193,7 @@ def target_is_a_fixed_point(solver: Solver, case: Case) -> None:
 
 
 def _rateless(guarantee: Guarantee) -> bool:
-    return guarantee.bound is None and guarantee.certainty == "sure"
+    return guarantee.bound is None and guarantee.limit == "reached" and guarantee.certainty == "sure"
 
 
 def _friendly() -> st.SearchStrategy[dict[str, Any]]:
@@ -198,8 +212,7 @@ def reaches_its_target_in_the_limit(solver: Solver, case: Case) -> None:
     """
 
     def judge(guarantee: Guarantee) -> None:
-        game = case.game()
-        goal = target_of(guarantee, game).policy.log_probs
+        goal = _target(solver, guarantee, case).policy.log_probs
         if float(goal.amin()) < -12:
             raise Skip("the target leaves a response nearly impossible")
         from nlhf_zoo.metrics import kl_divergence
