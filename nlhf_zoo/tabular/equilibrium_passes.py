@@ -63,7 +63,9 @@ class Passes:
 
     def rows(self, some: slice) -> Array:
         """(m, Y) those rows of P - 1/2."""
-        return (self._whole[some] if self._whole is not None else self.payoffs.matrix[some].double().cpu().numpy()) - 0.5
+        return (
+            self._whole[some] if self._whole is not None else self.payoffs.matrix[some].double().cpu().numpy()
+        ) - 0.5
 
     def sample(self, step: int, count: int) -> Array:
         """(count, count) of P - 1/2, every `step`-th row and column."""

@@ -12,11 +12,11 @@ __all__ = ["polished"]
 
 _MOST_NEWTON = 25
 _LIGHT = 0.1
+_NEARLY = 1e-3
+_BY_NUMPY = 128  # numpy's LAPACK keeps to one thread for so few, as torch's cannot be told to
 
 
-def polished(
-    passes: Passes, seen: Seen, enough: float, systems: SparedSystems | None = None
-) -> tuple[Seen, bool, int]:
+def polished(passes: Passes, seen: Seen, enough: float, systems: SparedSystems | None = None) -> tuple[Seen, bool, int]:
     """Newton's method from `seen` on; the point, whether |r| <= `enough` or rounding's there, and systems factored.
 
     The Jacobian I - (P - 1/2) Cov / beta is never singular, whatever the game: Cov is positive semi-definite and
@@ -32,7 +32,7 @@ def polished(
             if passes.settled(seen, enough):
                 break
         step = _spared_step(systems, seen, passes.beta, enough) if systems else _dense_step(passes, seen)
-        trial = _searched(passes, seen, step, near=systems is not None)
+        trial = _searched(passes, seen, step, near=systems is not None and seen.size > _NEARLY)
         if trial is None:
             if not seen.exact:
                 seen = passes.look(seen.z)
@@ -49,15 +49,22 @@ def _dense_step(passes: Passes, seen: Seen) -> Array:
     transposed = passes.payoffs.matrix.cpu().numpy() - (0.5 - (seen.u - seen.p @ seen.u))
     transposed *= weights[:, None]
     transposed.flat[:: len(weights) + 1] += 1
-    step, _ = torch.linalg.solve_ex(torch.from_numpy(transposed).mT, torch.from_numpy(-seen.r))
-    step = step.numpy()
+    if len(weights) <= _BY_NUMPY:
+        try:
+            step = np.linalg.solve(transposed.T, -seen.r)
+        except np.linalg.LinAlgError:  # overflown
+            step = np.full_like(seen.r, np.nan)
+    else:
+        step = torch.linalg.solve_ex(torch.from_numpy(transposed).mT, torch.from_numpy(-seen.r))[0].numpy()
     return step - seen.p @ step
 
 
 def _spared_step(systems: SparedSystems, seen: Seen, beta: float, enough: float) -> Array:
     systems.factor(torch.from_numpy(seen.p / beta))
     # Far away a rough step will do as well; near, what is left of an exact one is about the square of its size.
-    accuracy = min(0.1, max(0.3 * enough / seen.size, 0.1 * seen.size, 1e-4))
+    accuracy = min(0.3, max(0.3 * enough / seen.size, 0.1 * seen.size, 1e-4))
+    # An error of dp may come back in the residual 1 / beta times larger.
+    accuracy *= min(1.0, 1e4 * beta)
     x, multiplier = systems.solve(torch.from_numpy(-beta * seen.r), 0.0, accuracy)
     dp, v = x.cpu().numpy(), float(multiplier)
     # Equal in an exact solution; an error weighs less in dp where there is probability, in its payoffs elsewhere.

@@ -15,22 +15,23 @@ _ROWS = 2 * _MOST_PAIRS + 1
 _SAMPLE = 2 * _MOST_PAIRS + 2
 _SINGULAR = 1e-26
 _MOST_STEPS = 25
+_SMALLEST_STEP = 1e-7
 
 
 def on_range(passes: Passes, enough: float) -> Array | None:
     """(Y,) z of the equilibrium, if P - 1/2 has a rank of at most 6; `None` if a few rows show that it has not.
 
-    The residual there is about `enough`. Only a pass tells whether the rows looked at tell all. With those rows W, P - 1/2 = W^T S W, the policy
-    p(c) = softmax(log pi_ref + W^T c / beta) is the equilibrium if W p(c) - S^-1 c = 0: the gradient of a convex
-    function plus a skew matrix, which Newton's method solves in few dimensions, along falling betas where it does
-    not at once.
+    The residual there is about `enough`; only a pass tells whether the rows looked at tell all. With those rows W,
+    P - 1/2 = W^T S W, the policy p(c) = softmax(log pi_ref + W^T c / beta) is the equilibrium if W p(c) - S^-1 c = 0:
+    the gradient of a convex function plus a skew matrix, which Newton's method solves in few dimensions, along
+    falling betas where it does not at once.
     """
     found = _rows_that_span(passes)
     if found is None:
         return None
     basis, skew = found
     try:
-        equations = _Equations(passes.log_reference, basis, skew, 0.3 * enough**0.5)
+        equations = _Equations(passes.log_reference, basis, skew, max(0.3 * enough**0.5, _SMALLEST_STEP))
         z = _falling(equations, passes.beta, passes.beta)
         return _falling(equations, max(1.0, passes.beta), passes.beta) if z is None else z
     except np.linalg.LinAlgError:  # not finite, or singular

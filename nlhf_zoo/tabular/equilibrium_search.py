@@ -152,7 +152,8 @@ def _attempt(
     some, start = payoffs.select(games), point.select(games)
     systems = systems_of(some)
     if level is not None:
-        start, _ = interior(some, systems, level)
+        with np.errstate(all="ignore"):
+            start, _ = interior(some, systems, level)
     if start.z.ndim == 1:
         passes = Passes(some)
         with np.errstate(all="ignore"):

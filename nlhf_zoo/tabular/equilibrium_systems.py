@@ -17,7 +17,9 @@ _ROWS = 64
 _PATIENCE = 30
 _PATIENCE_BARE = 60
 _TIRING = 12
+_PRODUCTS_FOR_A_FACTORISATION = 12
 _NARROW_ERROR = 3e-4
+_NARROWEST = 1e-5
 
 
 class DenseSystems:
@@ -27,6 +29,7 @@ class DenseSystems:
     """
 
     def __init__(self, payoffs: Payoffs) -> None:
+        self.device = payoffs.log_reference.device
         self._skew = payoffs.matrix - 0.5
         self._eye = torch.eye(payoffs.size, dtype=self._skew.dtype, device=self._skew.device)
         self.solved = 0
@@ -66,9 +69,9 @@ class SparedSystems:
 
     def __init__(self, payoffs: Payoffs) -> None:
         self._payoffs = payoffs
-        self._device = payoffs.log_reference.device
+        self.device = payoffs.log_reference.device
         self._factors: tuple[Tensor, Tensor] | None = None
-        self._tired = False
+        self._tired, self._bare = False, 0
         self.solved = 0
         self.image = np.empty(0)
 
@@ -87,7 +90,7 @@ class SparedSystems:
 
     def _factor(self, everything: bool = False) -> None:
         self._factors, self._tired = None, False  # frees the last ones before the next are made
-        h = torch.from_numpy(self._h).to(self._device)
+        h = torch.from_numpy(self._h).to(self.device)
         index = torch.arange(len(h), device=h.device) if everything else _mattering(h)
         size, whole = len(index), len(index) == len(h)
         dtype = torch.float64 if size <= _DENSE else torch.float32
@@ -114,6 +117,7 @@ class SparedSystems:
     def solve(self, g: Tensor, total: Tensor | float, accuracy: float) -> tuple[Tensor, Tensor]:
         """x (Y,) and v (1,), to `accuracy` relative to the right-hand side."""
         mine, total = g.cpu().numpy(), float(total)
+        accuracy = max(accuracy, _NARROWEST) if self._narrow else accuracy
         right = self._q * mine
         base, base_image = None, 0.0
         if total:
@@ -130,19 +134,23 @@ class SparedSystems:
             if reached > 0.1 and len(self._index) < len(mine):
                 self._factor(everything=True)
                 y, image, pull, steps, reached = self._gmres(right, accuracy)
-        self._tired = self._tired or (self._factors is not None and steps > _TIRING)
+        if self._factors is None:
+            self._bare += steps
+            self._tired = self._bare > len(mine) / _PRODUCTS_FOR_A_FACTORISATION
+        else:
+            self._tired = self._tired or steps > _TIRING
         y = y - self._unit * (self._unit @ y)  # which rounding may have spoilt
         y = y if base is None else y + base
         self.image = np.asarray(image + base_image, dtype=np.float64)
-        x = torch.from_numpy(np.sqrt(self._h) * y).to(self._device)
-        return x, torch.tensor([(pull - border) / self._norm], dtype=torch.float64, device=self._device)
+        x = torch.from_numpy(np.sqrt(self._h) * y).to(self.device)
+        return x, torch.tensor([(pull - border) / self._norm], dtype=torch.float64, device=self.device)
 
     def _image(self, y: np.ndarray) -> np.ndarray:
         """(P - 1/2) (q y)."""
         x = self._q * y
         if self._narrow:
             return self._payoffs.narrow_change(x).astype(np.float32)
-        return self._payoffs.change(torch.from_numpy(x).to(self._device)).cpu().numpy()
+        return self._payoffs.change(torch.from_numpy(x).to(self.device)).cpu().numpy()
 
     def _gmres(self, right: np.ndarray, accuracy: float) -> tuple[np.ndarray, np.ndarray, float, int, float]:
         """y with sum of q * y zero, its image, the border's pull, the steps taken, the relative residual reached.
@@ -176,6 +184,8 @@ class SparedSystems:
             reached = triangle.add([*first.tolist(), size])
             if reached <= accuracy or not size > 0:
                 break
+            if k == most // 2 and self._factors is None and reached**2 > accuracy:
+                break
             np.divide(w, size, out=basis[k + 1])
         weights = np.array(triangle.solution()) * scale
         steps = len(weights)
@@ -193,7 +203,7 @@ class SparedSystems:
         y = w.copy()
         part = w[self._index]
         size = max(float(np.abs(part).max()), float(np.finfo(w.dtype).tiny))
-        scaled = torch.from_numpy(part / size).to(device=self._device, dtype=lu.dtype)
+        scaled = torch.from_numpy(part / size).to(device=self.device, dtype=lu.dtype)
         solution = torch.linalg.lu_solve(lu, pivots, scaled.unsqueeze(-1)).squeeze(-1)
         y[self._index] = solution.cpu().numpy() * size
         return y
@@ -250,5 +260,5 @@ def _mattering(h: Tensor) -> Tensor:
     """
     ascending, order = h.sort()
     coupling = 0.3 * ((ascending * h.sum()).sqrt() + (ascending[-1] * ascending.cumsum(0)).sqrt())
-    out = int((coupling <= 0.2).sum())
+    out = int((coupling <= 2.0).sum())
     return order[min(out, len(h) - 1) :].sort().values

@@ -12,7 +12,7 @@ from torch import Tensor
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Guarantee, Policy, Solver, State
 from nlhf_zoo.metrics import duality_gap, kl_divergence, span
-from nlhf_zoo.tabular import NotConverged, TabularPolicy, find_equilibrium
+from nlhf_zoo.tabular import EXACT, NotConverged, TabularPolicy, find_equilibrium
 from nlhf_zoo.testing.case import Case, Skip
 from nlhf_zoo.testing.runs import states, tables
 
@@ -45,7 +45,7 @@ def target_of(guarantee: Guarantee, game: Game) -> Target:
             policy = guarantee.target(game)
             assert isinstance(policy, TabularPolicy)
             return Target(policy, 1e-13 * (1 + float(policy.log_probs.abs().amax())))
-        report = find_equilibrium(game)
+        report = find_equilibrium(game, EXACT)
     except NotConverged as failure:
         raise Skip(f"no ground truth: {failure}") from None
     except BadInput as refusal:
