@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "equilibria": "the regularised equilibrium against each peer, cell by cell (minutes; extra `peers`)",
+    "equilibrium_fuzz": "random games of every kind against the residual in extended precision (minutes)",
     "false_alarms": "the conformance kit on solvers that are right, many seeds (hours; keeps what it has done)",
     "adaptive": "queries of adaptive Nash-MP beside the fixed step's, on every kind of game (minutes)",
     "divergences": "a step, an improvement and an equilibrium under other divergences (seconds)",
@@ -33,7 +34,7 @@ def main() -> int:
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
         return 0
     if len(sys.argv) > 1:
-        listed = "\n".join(f"  {name:<12} {what}" for name, what in BENCHMARKS.items())
+        listed = "\n".join(f"  {name:<16} {what}" for name, what in BENCHMARKS.items())
         print(f"usage: python -m benchmarks [NAME]\n{listed}", file=sys.stderr)
         return 0 if sys.argv[1] in ("-h", "--help") else 2
     for name in UNATTENDED:

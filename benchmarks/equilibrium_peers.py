@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["NEEDS", "PEERS"]
+__all__ = ["NEEDS", "PEERS", "TOLD", "UNTOLD"]
 
 NEEDS = {
     "hybr": "scipy",
     "newton_krylov": "scipy",
+    "newton_krylov_untold": "scipy",
     "clarabel": "clarabel",
     "ecos": "ecos",
     "gambit": "pygambit",
@@ -32,9 +33,28 @@ def hybr(P: Any, log_reference: Any, beta: float, tol: float, setting: int) -> A
 def newton_krylov(P: Any, log_reference: Any, beta: float, tol: float, setting: int) -> Any:
     from scipy.optimize import newton_krylov
 
-    # gap = 2 beta KL(pi || best response) is about beta times the variance of the residual.
+    # Told what it cannot know: gap = 2 beta KL(pi || best response) is about beta times the variance of the residual.
     reach = (tol / beta) ** 0.5 * (1.0, 0.1, 0.01)[setting]
     return newton_krylov(_residual(P, log_reference, beta), log_reference, f_tol=reach, maxiter=1000)
+
+
+def newton_krylov_untold(P: Any, log_reference: Any, beta: float, tol: float, setting: int) -> Any:
+    """As a user can run it: its own f_tol first, then a tenth of that, and so on until the gap is reached."""
+    import numpy as np
+    from scipy.optimize import newton_krylov
+
+    z, reach = log_reference, float(np.finfo(float).eps) ** (1 / 3)
+    residual = _residual(P, log_reference, beta)
+    for _ in range(6):
+        z = newton_krylov(residual, z, f_tol=reach, maxiter=1000)
+        p = np.exp(z - z.max())
+        p /= p.sum()
+        r = residual(z)
+        r -= p @ r
+        if 2 * beta * (np.log(p @ np.exp(-r)) + p @ r) <= tol:  # 2 beta KL(p || best response)
+            break
+        reach /= 10
+    return z
 
 
 def _residual(P: Any, log_reference: Any, beta: float) -> Callable[[Any], Any]:
@@ -102,4 +122,5 @@ def openspiel(P: Any, log_reference: Any, beta: float, tol: float, setting: int)
     return np.log(np.maximum(np.asarray(solver.current_sequences()[0])[1:], 1e-300))
 
 
-PEERS = {f.__name__: f for f in (hybr, newton_krylov, clarabel, ecos, gambit, openspiel)}
+PEERS = {f.__name__: f for f in (hybr, newton_krylov, newton_krylov_untold, clarabel, ecos, gambit, openspiel)}
+TOLD, UNTOLD = "newton_krylov", "newton_krylov_untold"

@@ -18,7 +18,7 @@ from nlhf_zoo.metrics import kl_divergence, span
 from nlhf_zoo.oracles.operators import LARGEST_MATRIX, OperatorOracle
 from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.registry import lookup
-from nlhf_zoo.tabular import NotConverged, TabularPolicy, equilibrium
+from nlhf_zoo.tabular import EXACT, NotConverged, TabularPolicy, equilibrium
 
 __all__ = ["Result", "advance", "configure", "duality_gap", "equilibrium_of", "iterates", "solve"]
 
@@ -255,7 +255,7 @@ def equilibrium_of(game: Game) -> TabularPolicy | None:
     if not isinstance(game.oracle, EnumerableOracle) or game.beta == 0 or _is_large(game.oracle):
         return None
     try:
-        return equilibrium(game)
+        return equilibrium(game, EXACT)
     except BadInput:  # an operator without a matrix, or a divergence that allows several equilibria
         return None
     except NotConverged:

@@ -18,7 +18,7 @@ from nlhf_zoo import BadInput, Guarantee, Solver, Update, linear_rate
 from nlhf_zoo.drive import configure
 from nlhf_zoo.metrics import span
 from nlhf_zoo.registry import load, solvers
-from nlhf_zoo.tabular import find_equilibrium
+from nlhf_zoo.tabular import EXACT, find_equilibrium
 from nlhf_zoo.testing import (
     PROPERTIES,
     Case,
@@ -344,7 +344,7 @@ def test_cycles_are_printed_by_name_and_read_back() -> None:
 
 def test_a_start_counted_from_the_equilibrium() -> None:
     case = attrs.evolve(RPS, start=[0.01, 0.0, -0.01], nearby=True)
-    goal = find_equilibrium(case.game()).policy.log_probs
+    goal = find_equilibrium(case.game(), EXACT).policy.log_probs
     moved = case.first().log_probs - goal
     assert (moved - moved.mean()).tolist() == pytest.approx([0.01, 0.0, -0.01], abs=1e-12)
 
@@ -352,7 +352,7 @@ def test_a_start_counted_from_the_equilibrium() -> None:
 @settings(max_examples=60, database=None, deadline=None)
 @given(near_equilibrium())
 def test_near_starts_are_near(case: Case) -> None:
-    goal = find_equilibrium(case.game()).policy.log_probs
+    goal = find_equilibrium(case.game(), EXACT).policy.log_probs
     assert float(span(case.first().log_probs, goal)) <= 2 * max(map(abs, case.start or (0.0,))) + 1e-9
 
 

@@ -27,7 +27,7 @@ from nlhf_zoo import (
 from nlhf_zoo.drive import configure, iterates
 from nlhf_zoo.metrics import kl_divergence, span
 from nlhf_zoo.registry import lookup
-from nlhf_zoo.tabular import find_equilibrium
+from nlhf_zoo.tabular import EXACT, find_equilibrium
 
 KINDS = ("random", "low_rank", "bradley_terry")
 GAMES = list(itertools.product(KINDS, (10, 50, 200), (0.1, 0.01)))
@@ -43,7 +43,7 @@ def game(kind: str, size: int, beta: float, seed: int = 0) -> Game:
 
 
 def kl_history(played: Game, solver, steps: int) -> list[float]:
-    target = equilibrium(played)
+    target = equilibrium(played, EXACT)
     return [row["kl_to_equilibrium"] for row in solve(played, solver, steps=steps, target=target).history]
 
 
@@ -51,7 +51,7 @@ def kl_history(played: Game, solver, steps: int) -> list[float]:
 def test_equilibrium_reaches_1e_12(kind: str, size: int, beta: float) -> None:
     for seed in range(3):
         played = game(kind, size, beta, seed)
-        found = find_equilibrium(played, tol=1e-12)
+        found = find_equilibrium(played, EXACT)
         assert float(duality_gap(played, found.policy)) <= 1e-12
         payoff = played.oracle.matrix() @ found.policy.probs
         fixed = (played.reference.log_probs + payoff / beta).log_softmax(-1)
@@ -80,7 +80,7 @@ def test_kl_obeys_the_bound_at_every_iterate(kind: str, size: int, beta: float, 
 @pytest.mark.parametrize(("kind", "beta", "size"), [(k, b, s) for k, s, b in GAMES])
 def test_nash_mp_reaches_the_equilibrium(kind: str, beta: float, size: int) -> None:
     played = game(kind, size, beta)
-    target = equilibrium(played)
+    target = equilibrium(played, EXACT)
     # (1 + 2 beta)^-n / (2 beta) <= 1e-12 needs n = 29.3 / log(1 + 2 beta) at beta = 0.1, half more at 0.01.
     result = solve(played, "nash_mp", steps=int(35 / beta), every=10_000, target=target)
     assert result.history[-1]["kl_to_equilibrium"] <= 1e-12
@@ -138,7 +138,7 @@ def claims_the_equilibrium(name: str) -> bool:
 @pytest.mark.parametrize("name", [*filter(claims_the_equilibrium, solvers()), "online_dpo"])
 def test_equilibrium_is_a_fixed_point_of_nash_solvers(name: str) -> None:
     played = game("random", 20, 0.1)
-    goal = equilibrium(played)
+    goal = equilibrium(played, EXACT)
     states = iterates(played, configure(name), goal)
     next(states)
     moved = float(span(next(states).current.log_probs, goal.log_probs))

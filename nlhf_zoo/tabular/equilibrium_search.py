@@ -8,17 +8,20 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.tabular.equilibrium_interior import interior
+from nlhf_zoo.tabular.equilibrium_mixing import mixed
 from nlhf_zoo.tabular.equilibrium_newton import LARGE, newton, proximal, systems_of
 from nlhf_zoo.tabular.equilibrium_passes import Passes, Seen
 from nlhf_zoo.tabular.equilibrium_payoffs import Payoffs, Point
-from nlhf_zoo.tabular.equilibrium_small import near_reference, polished
-from nlhf_zoo.tabular.equilibrium_subspace import subspace
+from nlhf_zoo.tabular.equilibrium_polish import polished
+from nlhf_zoo.tabular.equilibrium_rank import on_range
+from nlhf_zoo.tabular.equilibrium_systems import SparedSystems
 
 __all__ = ["METHODS", "Effort", "Found", "search"]
 
 _BATCH_ENTRIES = 2**22
-_FINEST = 1e-12
-_NEAR = 20.0
+_NEAR = 60.0
+_NEAR_OF_MANY = 20.0
+_MOST_PASSES = 60
 
 
 @attrs.define
@@ -33,7 +36,7 @@ class Effort:
         self.rank = max(self.rank, METHODS.index(method))
 
 
-METHODS = ("fixed point", "subspace", "newton", "interior point", "proximal point")
+METHODS = ("fixed point", "low rank", "newton", "interior point", "proximal point")
 
 
 @attrs.frozen(eq=False)
@@ -58,56 +61,74 @@ def search(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effor
     """
     size = matrix.shape[-1]
     if matrix.ndim == 2 and log_reference.ndim == 1:
-        shape: tuple[int, ...] = ()
-        parts = [_solved(matrix, log_reference, beta, tol, effort)]
+        return _single(matrix, log_reference, beta, tol, effort)
+    shape = torch.broadcast_shapes(matrix.shape[:-2], log_reference.shape[:-1])
+    matrices = matrix.expand(*shape, size, size).reshape(-1, size, size)
+    references = log_reference.expand(*shape, size).reshape(-1, size)
+    if size > LARGE:
+        parts = [_single(*one, beta, tol, effort) for one in zip(matrices, references, strict=True)]
     else:
-        shape = torch.broadcast_shapes(matrix.shape[:-2], log_reference.shape[:-1])
-        matrices = matrix.expand(*shape, size, size).reshape(-1, size, size)
-        references = log_reference.expand(*shape, size).reshape(-1, size)
-        if size > LARGE:
-            parts = [_solved(*one, beta, tol, effort) for one in zip(matrices, references, strict=True)]
-        else:
-            count = max(1, _BATCH_ENTRIES // size**2)
-            batches = zip(matrices.split(count), references.split(count), strict=True)
-            parts = [_solved(*batch, beta, tol, effort) for batch in batches]
-    z = torch.cat([point.z.reshape(-1, size) for point, _ in parts]).reshape(*shape, size)
-    gap = torch.cat([gap.reshape(-1) for _, gap in parts]).reshape(shape)
-    residual = torch.cat([point.size.reshape(-1) for point, _ in parts]).reshape(shape)
+        count = max(1, _BATCH_ENTRIES // size**2)
+        batches = zip(matrices.split(count), references.split(count), strict=True)
+        parts = [_batch(*batch, beta, tol, effort) for batch in batches]
+    z = torch.cat([part.log_probs.reshape(-1, size) for part in parts]).reshape(*shape, size)
+    gap = torch.cat([part.duality_gap.reshape(-1) for part in parts]).reshape(shape)
+    residual = torch.cat([part.residual.reshape(-1) for part in parts]).reshape(shape)
     return Found(z, gap, residual)
 
 
-def _solved(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effort: Effort) -> tuple[Point, Tensor]:
-    """The point found, and (...) its duality gaps; one large game, or one or more small ones."""
-    enough, large = 0.1 * max(tol, 0.0) ** 0.5, matrix.shape[-1] > LARGE
-    payoffs = Payoffs(matrix if large else matrix.double(), log_reference, beta)
-    enough = enough if large else min(enough, _FINEST)
-    if matrix.ndim > 2:
-        point = _pursued(payoffs, payoffs.at(log_reference.log_softmax(-1)), enough, effort)
-    else:
-        passes = Passes(payoffs)
-        with np.errstate(all="ignore"):  # what overflows is not taken
-            seen, done = _first(passes, enough, large, effort)
-        point = passes.point(seen)
-        point = point if done else _pursued(payoffs, point, enough, effort)
-    return point, payoffs.gap(point)
+def _enough(tol: float, beta: float) -> float:
+    """The |r| to be reached: below it the gap is at most beta |r|^2, and the log-probabilities are good as well.
+
+    KL(p || q) is at most an eighth of the squared range of log p / q (Hoeffding).
+    """
+    return (max(tol, 0.0) / max(1.0, beta)) ** 0.5
 
 
-def _first(passes: Passes, enough: float, large: bool, effort: Effort) -> tuple[Seen, bool]:
+def _batch(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effort: Effort) -> Found:
+    payoffs = Payoffs(matrix.double(), log_reference, beta)
+    start = payoffs.at(log_reference.log_softmax(-1))
+    point = _pursued(payoffs, start, _enough(tol, beta), effort)
+    return Found(point.z, payoffs.gap(point), point.size)
+
+
+def _single(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effort: Effort) -> Found:
+    enough = _enough(tol, beta)
+    payoffs = Payoffs(matrix if matrix.shape[-1] > LARGE else matrix.double(), log_reference, beta)
+    passes = Passes(payoffs)
+    with np.errstate(all="ignore"):  # what overflows is not taken
+        seen, done = _first(passes, enough, effort)
+        if not done:
+            seen = passes.seen(_pursued(payoffs, passes.point(seen), enough, effort))
+        found = np.array([passes.gap(seen), seen.size])
+    gap, residual = torch.from_numpy(found).to(matrix.device)
+    return Found(torch.from_numpy(seen.z).to(matrix.device), gap, residual)
+
+
+def _first(passes: Passes, enough: float, effort: Effort) -> tuple[Seen, bool]:
     """What is tried first on a single game, and whether it was enough."""
-    if large:
-        effort.reached("subspace")
-        return subspace(passes, enough)
-    seen, done, steps = near_reference(passes, enough)
-    effort.systems += steps
-    effort.reached("newton" if steps else "fixed point")
+    z = on_range(passes, enough)
+    seen = passes.look(passes.log_reference if z is None else z)
+    if z is not None:
+        effort.reached("low rank")
+        if passes.settled(seen, enough):
+            return seen, True
+        if not seen.size <= 1e-3:
+            seen = passes.look(passes.log_reference)
+    seen, done = mixed(passes, seen, enough, min(max(passes.payoffs.size // 8, 6), _MOST_PASSES))
+    if not done and seen.size <= _NEAR:
+        effort.reached("newton")
+        systems = SparedSystems(passes.payoffs) if passes.payoffs.size > LARGE else None
+        seen, done, solved = polished(passes, seen, enough, systems)
+        effort.systems += solved
     return seen, done
 
 
 def _pursued(payoffs: Payoffs, start: Point, enough: float, effort: Effort) -> Point:
-    """Newton from `start` where that is near, otherwise from where an interior point method leads."""
+    """Newton in those games of a batch that are near at `start`; others from where interior points lead."""
     point, done = start, torch.zeros_like(start.size, dtype=torch.bool)
-    near = start.size <= _NEAR
-    if bool(near.any()) and (point.z.ndim > 1 or payoffs.size > LARGE):
+    near = start.size <= _NEAR_OF_MANY
+    if point.z.ndim > 1 and bool(near.any()):
         point, done = _attempt(payoffs, point, near, None, enough, effort)
     for level in (1.0, 1e-2, 1e-4):
         if bool(done.all()):
@@ -131,13 +152,15 @@ def _attempt(
     some, start = payoffs.select(games), point.select(games)
     systems = systems_of(some)
     if level is not None:
-        start, _ = interior(some, systems, level)
-    if start.z.ndim == 1 and some.size <= LARGE:
+        with np.errstate(all="ignore"):
+            start, _ = interior(some, systems, level)
+    if start.z.ndim == 1:
         passes = Passes(some)
         with np.errstate(all="ignore"):
-            seen, good, steps = polished(passes, passes.seen(start), enough)
+            spared = systems if isinstance(systems, SparedSystems) else None
+            seen, good, steps = polished(passes, passes.seen(start), enough, spared)
         found, done = passes.point(seen), torch.full_like(games, good)
-        effort.systems += steps
+        effort.systems += 0 if spared else steps
     else:
         found, done = newton(some, systems, start, enough)
     effort.systems += systems.solved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,11 @@ __all__ = ["DenseSystems", "SparedSystems", "Systems"]
 _DENSE = 512
 _ROWS = 64
 _PATIENCE = 30
+_PATIENCE_BARE = 60
 _TIRING = 12
+_PRODUCTS_FOR_A_FACTORISATION = 12
+_NARROW_ERROR = 3e-4
+_NARROWEST = 1e-5
 
 
 class DenseSystems:
@@ -24,6 +29,7 @@ class DenseSystems:
     """
 
     def __init__(self, payoffs: Payoffs) -> None:
+        self.device = payoffs.log_reference.device
         self._skew = payoffs.matrix - 0.5
         self._eye = torch.eye(payoffs.size, dtype=self._skew.dtype, device=self._skew.device)
         self.solved = 0
@@ -49,36 +55,48 @@ class DenseSystems:
 
 
 class SparedSystems:
-    """The same for one large game: GMRES in float64, with as few factorisations, in float32, as it can do with.
+    """The same for one large game: GMRES with as few factorisations, in float32, as it can do with.
 
     With y = x / h^(1/2), on the y that keep the probabilities' sum, the matrix is I - K with K skew. GMRES begins
     without a preconditioner; when it takes too long the responses that matter are factored, and the factors
-    serve for as long as they help. Beside P there are never more than Y^2 float32 in memory, and some vectors.
+    serve for as long as they help. Products are in float32 while that is exact enough. Beside P there are never
+    more than P in float32, Y^2 float32 of factors, and some vectors.
+
+    Attributes:
+        solved: matrices factored.
+        image: (Y,) float64 (P - 1/2) x of the last solution x, as exact as that.
     """
 
     def __init__(self, payoffs: Payoffs) -> None:
         self._payoffs = payoffs
+        self.device = payoffs.log_reference.device
         self._factors: tuple[Tensor, Tensor] | None = None
-        self._tired = False
+        self._tired, self._bare = False, 0
         self.solved = 0
+        self.image = np.empty(0)
 
     def factor(self, h: Tensor) -> None:
-        self._q = h.sqrt()
-        self._unit = self._q / self._q.norm()
+        self._h = h.cpu().numpy()
+        q = np.sqrt(self._h)
+        error = float(np.finfo(np.float32).eps) * math.sqrt(q @ q) * float(q.max())
+        self._narrow = self._payoffs.narrowing_pays and error <= _NARROW_ERROR
+        dtype = np.float32 if self._narrow else np.float64
+        self._norm = math.sqrt(q @ q)
+        self._q, self._unit = q.astype(dtype), (q / self._norm).astype(dtype)
         if self._tired:
             self._factor()
         else:
             self._border()
 
     def _factor(self, everything: bool = False) -> None:
-        h, q = self._q.square(), self._q
         self._factors, self._tired = None, False  # frees the last ones before the next are made
+        h = torch.from_numpy(self._h).to(self.device)
         index = torch.arange(len(h), device=h.device) if everything else _mattering(h)
         size, whole = len(index), len(index) == len(h)
         dtype = torch.float64 if size <= _DENSE else torch.float32
-        mine = q[index]
+        mine = h[index].sqrt()
         # I + K row by row is, K being skew, the transpose of I - K: column-major, as LAPACK wants it.
-        rows = torch.empty(size, size, dtype=dtype, device=h.device)
+        rows = _empty(size, dtype, h.device)
         for start in range(0, size, _ROWS):
             part = slice(start, start + _ROWS)
             block = self._payoffs.matrix[part] if whole else self._payoffs.matrix[index[part]][:, index]
@@ -87,77 +105,115 @@ class SparedSystems:
         matrix, pivots = rows.mT, torch.empty(size, dtype=torch.int32, device=h.device)
         info = torch.empty((), dtype=torch.int32, device=h.device)
         torch.linalg.lu_factor_ex(matrix, out=(matrix, pivots, info))  # in place
-        self._index, self._factors = index, (matrix, pivots)
+        self._index, self._factors = index.cpu().numpy(), (matrix, pivots)
         self.solved += 1
         self._border()
 
     def _border(self) -> None:
-        self._ones = self._rough(self._unit)
-        self._sum = self._unit @ self._ones
+        if self._factors is not None:
+            self._ones = self._rough(self._unit)
+            self._sum = self._unit @ self._ones
 
     def solve(self, g: Tensor, total: Tensor | float, accuracy: float) -> tuple[Tensor, Tensor]:
         """x (Y,) and v (1,), to `accuracy` relative to the right-hand side."""
-        q, norm = self._q, self._q.norm()
-        base = self._unit * (total / norm)  # the sum of q * base is the total
-        right = q * g - self._times(base)
-        right = right - self._unit * (self._unit @ right)
-        y, steps, reached = self._gmres(right, accuracy)
+        mine, total = g.cpu().numpy(), float(total)
+        accuracy = max(accuracy, _NARROWEST) if self._narrow else accuracy
+        right = self._q * mine
+        base, base_image = None, 0.0
+        if total:
+            base = self._unit * (total / self._norm)  # the sum of q * base is the total
+            base_image = self._image(base)
+            right = right - base + self._q * base_image
+        # What the border takes: the multiplier without what y brings to it.
+        border = float(self._unit @ right)
+        right = (right - self._unit * border).astype(self._unit.dtype)
+        y, image, pull, steps, reached = self._gmres(right, accuracy)
         if reached > 5 * accuracy and (self._factors is None or steps > 3):
             self._factor()
-            y, steps, reached = self._gmres(right, accuracy)
-            if reached > 0.1 and len(self._index) < len(g):
+            y, image, pull, steps, reached = self._gmres(right, accuracy)
+            if reached > 0.1 and len(self._index) < len(mine):
                 self._factor(everything=True)
-                y, steps, reached = self._gmres(right, accuracy)
-        self._tired = self._tired or steps > _TIRING
-        y = y + base
-        v = (self._unit @ (self._times(y) - q * g)) / norm
-        return q * y, v.reshape(1)
+                y, image, pull, steps, reached = self._gmres(right, accuracy)
+        if self._factors is None:
+            self._bare += steps
+            self._tired = self._bare > len(mine) / _PRODUCTS_FOR_A_FACTORISATION
+        else:
+            self._tired = self._tired or steps > _TIRING
+        y = y - self._unit * (self._unit @ y)  # which rounding may have spoilt
+        y = y if base is None else y + base
+        self.image = np.asarray(image + base_image, dtype=np.float64)
+        x = torch.from_numpy(np.sqrt(self._h) * y).to(self.device)
+        return x, torch.tensor([(pull - border) / self._norm], dtype=torch.float64, device=self.device)
 
-    def _times(self, y: Tensor) -> Tensor:
-        """(I - K) y."""
-        return y - self._q * self._payoffs.change(self._q * y)
+    def _image(self, y: np.ndarray) -> np.ndarray:
+        """(P - 1/2) (q y)."""
+        x = self._q * y
+        if self._narrow:
+            return self._payoffs.narrow_change(x).astype(np.float32)
+        return self._payoffs.change(torch.from_numpy(x).to(self.device)).cpu().numpy()
 
-    def _gmres(self, right: Tensor, accuracy: float) -> tuple[Tensor, int, float]:
-        """y with sum of q * y zero, the steps taken, and the relative residual reached; `right` is orthogonal to q."""
-        scale = float(right.norm())
-        if scale == 0:
-            return right, 0, 0.0
-        basis = right.new_empty(_PATIENCE + 1, len(right))
-        image = right.new_empty(_PATIENCE, len(right))
-        basis[0] = right / scale
-        triangle, reached = _Rotated(), 1.0
-        for k in range(_PATIENCE):
-            image[k] = self._preconditioned(basis[k])
-            w = self._times(image[k])
-            w = w - self._unit * (self._unit @ w)
+    def _gmres(self, right: np.ndarray, accuracy: float) -> tuple[np.ndarray, np.ndarray, float, int, float]:
+        """y with sum of q * y zero, its image, the border's pull, the steps taken, the relative residual reached.
+
+        `right` is orthogonal to q; the pull is the part of (I - K) y along the unit vector of q.
+        """
+        scale = math.sqrt(right @ right)
+        if not 0 < scale < math.inf:
+            return right, right, 0.0, 0, 0.0
+        most = _PATIENCE if self._factors is not None else _PATIENCE_BARE
+        basis = np.empty((most + 1, len(right)), right.dtype)
+        images = np.empty((most, len(right)), right.dtype)
+        tried = basis if self._factors is None else np.empty((most, len(right)), right.dtype)
+        np.divide(right, scale, out=basis[0])
+        triangle, reached, pulls = _Rotated(), 1.0, []
+        for k in range(most):
+            if self._factors is not None:
+                tried[k] = self._preconditioned(basis[k])
+            images[k] = self._image(tried[k])
+            w = tried[k] - self._q * images[k]
+            pulls.append(float(self._unit @ w))
+            w -= self._unit * (self._unit @ w)
             known = basis[: k + 1]
             first = known @ w
-            w = w - first @ known
-            second = known @ w  # twice is enough (Kahan and Parlett)
-            w = w - second @ known
-            size = w.norm()
-            reached = triangle.add([*(first + second).tolist(), float(size)])
-            if reached <= accuracy or not float(size) > 0:
+            w -= first @ known
+            if w.dtype == np.float64:
+                second = known @ w  # twice is enough (Kahan and Parlett)
+                w -= second @ known
+                first += second
+            size = math.sqrt(w @ w)
+            reached = triangle.add([*first.tolist(), size])
+            if reached <= accuracy or not size > 0:
                 break
-            basis[k + 1] = w / size
-        weights = right.new_tensor(triangle.solution())
-        return scale * (weights @ image[: len(weights)]), len(weights), reached
+            if k == most // 2 and self._factors is None and reached**2 > accuracy:
+                break
+            np.divide(w, size, out=basis[k + 1])
+        weights = np.array(triangle.solution()) * scale
+        steps = len(weights)
+        narrow = weights.astype(right.dtype)
+        return narrow @ tried[:steps], narrow @ images[:steps], float(weights @ pulls), steps, reached
 
-    def _preconditioned(self, w: Tensor) -> Tensor:
+    def _preconditioned(self, w: np.ndarray) -> np.ndarray:
         y = self._rough(w)
         return y - self._ones * ((self._unit @ y) / self._sum)
 
-    def _rough(self, w: Tensor) -> Tensor:
+    def _rough(self, w: np.ndarray) -> np.ndarray:
         """About (I - K)^-1 w."""
-        if self._factors is None:
-            return w
+        assert self._factors is not None
         lu, pivots = self._factors
-        y = w.clone()
-        part = y[self._index]
-        size = part.abs().amax().clamp_min(torch.finfo(y.dtype).tiny)
-        solution = torch.linalg.lu_solve(lu, pivots, (part / size).to(lu.dtype).unsqueeze(-1)).squeeze(-1)
-        y[self._index] = solution.to(y.dtype) * size
+        y = w.copy()
+        part = w[self._index]
+        size = max(float(np.abs(part).max()), float(np.finfo(w.dtype).tiny))
+        scaled = torch.from_numpy(part / size).to(device=self.device, dtype=lu.dtype)
+        solution = torch.linalg.lu_solve(lu, pivots, scaled.unsqueeze(-1)).squeeze(-1)
+        y[self._index] = solution.cpu().numpy() * size
         return y
+
+
+def _empty(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.empty(size, size, dtype=dtype, device=device)
+    # numpy asks for huge pages, which saves half of the time of filling it.
+    return torch.from_numpy(np.empty((size, size), np.float64 if dtype == torch.float64 else np.float32))
 
 
 Systems = DenseSystems | SparedSystems
@@ -204,5 +260,5 @@ def _mattering(h: Tensor) -> Tensor:
     """
     ascending, order = h.sort()
     coupling = 0.3 * ((ascending * h.sum()).sqrt() + (ascending[-1] * ascending.cumsum(0)).sqrt())
-    out = int((coupling <= 0.2).sum())
+    out = int((coupling <= 2.0).sum())
     return order[min(out, len(h) - 1) :].sort().values

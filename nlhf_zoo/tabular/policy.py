@@ -59,11 +59,12 @@ def _log_probabilities(value: Any) -> Tensor:
     logits = logits if logits.is_floating_point() else logits.double()
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise BadInput("a tabular policy needs log-probabilities of shape (..., Y) with Y >= 1")
+    normalised = logits.log_softmax(-1)
+    if not bool(normalised.isnan().any()):
+        return normalised
     if not bool((logits < torch.inf).all()):  # NaN fails too
         raise BadInput("log-probabilities must be numbers below infinity (-inf is a zero probability)")
-    if bool(torch.isneginf(logits).all(-1).any()):
-        raise BadInput("a tabular policy gives every response probability zero")
-    return logits.log_softmax(-1)
+    raise BadInput("a tabular policy gives every response probability zero")
 
 
 @attrs.frozen(eq=False)

@@ -12,7 +12,7 @@ import torch
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import EnumerableOracle, Game
 from nlhf_zoo.oracles import MatrixOracle, SampledOracle
-from nlhf_zoo.tabular import NotConverged, TabularPolicy, find_equilibrium
+from nlhf_zoo.tabular import EXACT, NotConverged, TabularPolicy, find_equilibrium
 
 __all__ = ["Case", "Skip", "Violation"]
 
@@ -91,7 +91,7 @@ class Case:
         if self.start is None or not self.nearby:
             return table(self.reference if self.start is None else self.start)
         try:
-            equilibrium = find_equilibrium(self.game()).policy.log_probs
+            equilibrium = find_equilibrium(self.game(), EXACT).policy.log_probs
         except (NotConverged, BadInput) as failure:
             raise Skip(f"no equilibrium to start near: {failure}") from None
         return TabularPolicy(equilibrium + torch.tensor(self.start, dtype=torch.float64))

@@ -12,7 +12,7 @@ from torch import Tensor
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Guarantee, Solver, State
 from nlhf_zoo.metrics import duality_gap, kl_divergence, span
-from nlhf_zoo.tabular import NotConverged, TabularPolicy, find_equilibrium
+from nlhf_zoo.tabular import EXACT, NotConverged, TabularPolicy, find_equilibrium
 from nlhf_zoo.testing.case import Case, Skip
 from nlhf_zoo.testing.runs import states, tables
 
@@ -53,7 +53,7 @@ def _ground_truth(guarantee: Guarantee, game: Game, about: Game) -> Target:
             policy = guarantee.target(game)
             assert isinstance(policy, TabularPolicy)
             return Target(policy, 1e-13 * (1 + _largest(policy)))
-        report = find_equilibrium(about)
+        report = find_equilibrium(about, EXACT)
     except (NotConverged, BadInput, ArithmeticError) as failure:
         raise Skip(f"no ground truth: {failure}") from None
     # gap = 2 beta KL, and KL is half a squared distance; at beta = 0 a winner's gap is what its own win rates miss.
