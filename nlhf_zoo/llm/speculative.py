@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-__all__ = ["DraftLength", "settle"]
+__all__ = ["LOGITS_HELD", "LONGEST", "DraftLength", "residual", "settle"]
 
 LONGEST = 16
 """Tokens drafted between two verifications, at most."""
@@ -39,13 +39,18 @@ def settle(drafts: Tensor, drafted: Tensor, wanted: Tensor, generator: torch.Gen
     if not len(refused):
         return drafts, accepted
     at = accepted[refused]
-    goal = wanted[refused, at].exp()
-    residual = (goal - drafted[refused, at].exp()).clamp_min(0)
-    # Where the two agree to the last digit, a draft is refused by rounding only.
-    residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, goal)
     tokens = drafts.clone()
-    tokens[refused, at] = torch.multinomial(residual, 1, generator=generator)[:, 0]
+    missing = residual(drafted[refused, at], wanted[refused, at])
+    tokens[refused, at] = torch.multinomial(missing, 1, generator=generator)[:, 0]
     return tokens, accepted
+
+
+def residual(drafted: Tensor, wanted: Tensor) -> Tensor:
+    """(N, V) weights (m - q)+ of the token that replaces a refused one, not normalised, given log q and log m."""
+    goal = wanted.exp()
+    missing = (goal - drafted.exp()).clamp_min(0)
+    # Where the two agree to the last digit, a draft is refused by rounding only.
+    return torch.where(missing.sum(-1, keepdim=True) > 0, missing, goal)
 
 
 @attrs.define
