@@ -8,7 +8,7 @@ the same number of responses a step: Nash-MD draws one response a prompt of the 
 DPO and Nash-MP two of the policy. In every round the contenders take turns in this process, each with steps of its own
 warm-up; what is compared is the median over all rounds, of the clock's seconds and of the processor's, which tell more
 on a machine that is shared. Counted for both: response tokens, forward calls, and token positions that a model read; of
-ours also the share of drafted tokens of a mixture that was accepted. That is nearly 1 where policy and reference are the
+ours also the share of a mixture's drafted tokens that was accepted. That is nearly 1 where policy and reference are the
 same weights, as at the start of a training; with --apart the policy begins at so large a KL divergence a token from its
 reference, by noise on its weights. TRL needs an environment in which it can be imported beside current transformers:
 pip install --no-deps trl==1.13.0. Where the time of a step of ours goes is printed by phase.

@@ -15,8 +15,8 @@ __all__ = ["LOGITS_HELD", "LONGEST", "DraftLength", "residual", "settle"]
 LONGEST = 16
 """Tokens drafted between two verifications, at most."""
 
-LOGITS_HELD = 2**27
-"""Logits of drafts that are held at a time, at most."""
+LOGITS_HELD = 2**25
+"""Logits of one model's drafts that are held at a time, at most; verifying them takes about four times as many."""
 
 
 def settle(drafts: Tensor, drafted: Tensor, wanted: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
