@@ -1,12 +1,16 @@
 """One training step on a language model: ours beside TRL 1.13.0, the last trainer of this kind, on the same work.
 
 python -m benchmarks llm_step --solvers nash_md online_dpo nash_mp --new-tokens 64 256 [--rounds 3] [--no-trl]
+                              [--apart 0.1]
 
 Both train the same random Llama (float32, the same initial weights) on the same prompts against the same scorer, with
 the same number of responses a step: Nash-MD draws one response a prompt of the policy and one of the mixture, Online
 DPO and Nash-MP two of the policy. In every round the contenders take turns in this process, each with steps of its own
-warm-up; what is compared is the median over all rounds. Counted for both: response tokens, forward calls, and token
-positions that a model read. TRL needs an environment in which it can be imported beside current transformers:
+warm-up; what is compared is the median over all rounds, of the clock's seconds and of the processor's, which tell more
+on a machine that is shared. Counted for both: response tokens, forward calls, and token positions that a model read; of
+ours also the share of a mixture's drafted tokens that was accepted. That is nearly 1 where policy and reference are the
+same weights, as at the start of a training; with --apart the policy begins at so large a KL divergence a token from its
+reference, by noise on its weights. TRL needs an environment in which it can be imported beside current transformers:
 pip install --no-deps trl==1.13.0. Where the time of a step of ours goes is printed by phase.
 """
 
@@ -33,6 +37,7 @@ from nlhf_zoo.interfaces import Game
 from nlhf_zoo.llm import policy as language_policy
 from nlhf_zoo.llm.builtin_engine import BuiltinEngine
 from nlhf_zoo.llm.small_models import byte_tokenizer
+from nlhf_zoo.llm.speculative import DraftLength
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.oracles import RewardModelOracle
 from nlhf_zoo.registry import lookup
@@ -65,6 +70,7 @@ class Measured:
     """Seconds of each counted step, their parts, and what was counted in them."""
 
     seconds: list[float]
+    cpu: list[float]
     phases: dict[str, float] = attrs.field(factory=dict)
     counted: dict[str, float] = attrs.field(factory=dict)
 
@@ -80,6 +86,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--apart", type=float, default=0.0, help="KL(policy || reference) a token at the start")
     parser.add_argument("--no-trl", action="store_true")
     parser.add_argument("--profile", action="store_true", help="Python's own profile of our steps")
     given = parser.parse_args()
@@ -91,7 +98,7 @@ def main() -> None:
         setting = Setting(
             hidden=given.hidden, layers=given.layers, batch=given.batch, new_tokens=length, steps=given.steps
         )
-        models = Models(setting, given.device)
+        models = Models(setting, given.device, given.apart)
         for solver in given.solvers:
             compare(solver, setting, models, given.rounds, trl and solver in YARDSTICK, given.profile)
 
@@ -110,15 +117,21 @@ def compare(solver: str, setting: Setting, models: Models, rounds: int, trl: boo
             continue
         seconds = [one for run in found for one in run.seconds]
         counted = {key: statistics.fmean(run.counted[key] for run in found) for key in found[0].counted}
+        cpu = statistics.median(one for run in found for one in run.cpu)
         print(
             f"  {name:<5} {statistics.median(seconds):.3f} s a step ({min(seconds):.3f} to {max(seconds):.3f}),"
-            f" {1e3 * statistics.median(seconds) / counted['response tokens']:.3f} ms a response token; a step: "
-            + ", ".join(f"{value:,.0f} {key}" for key, value in counted.items())
+            f" processor {cpu:.3f} s, {1e3 * statistics.median(seconds) / counted['response tokens']:.3f} ms a response"
+            " token; a step: "
+            + ", ".join(f"{value:,.{0 if value > 1 else 3}f} {key}" for key, value in counted.items())
         )
     if theirs:
-        medians = [statistics.median(s for run in found for s in run.seconds) for found in (theirs, ours)]
-        pairs = [statistics.median(a.seconds) / statistics.median(b.seconds) for a, b in zip(theirs, ours, strict=True)]
-        print(f"  TRL / ours: {medians[0] / medians[1]:.2f} (rounds {min(pairs):.2f} to {max(pairs):.2f})")
+        for what in ("seconds", "cpu"):
+            medians = [statistics.median(s for run in found for s in getattr(run, what)) for found in (theirs, ours)]
+            pairs = [
+                statistics.median(getattr(a, what)) / statistics.median(getattr(b, what))
+                for a, b in zip(theirs, ours, strict=True)
+            ]
+            print(f"  TRL / ours, {what}: {medians[0] / medians[1]:.2f} (rounds {min(pairs):.2f} to {max(pairs):.2f})")
     total = sum(sum(run.seconds) for run in ours)
     shares = {name: sum(run.phases.get(name, 0.0) for run in ours) / total for name in PHASES}
     shares["rest"] = 1 - sum(shares.values())
@@ -141,7 +154,7 @@ def profiled(wanted: bool) -> Iterator[None]:
 class Models:
     """Model, scorer, tokenizer and prompts of both contenders; copies are handed out."""
 
-    def __init__(self, setting: Setting, device: str) -> None:
+    def __init__(self, setting: Setting, device: str, apart: float) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
         torch.manual_seed(0)
@@ -179,8 +192,32 @@ class Models:
         count = setting.batch * (setting.steps + setting.warmup) + 8
         self.prompts = [(WORDS * 4)[i % 60 :][: setting.prompt_tokens - 1] for i in range(count)]
 
-    def copy(self) -> Any:
+        self.start = self._moved(apart) if apart else self.model
+
+    def student(self) -> Any:
+        return copy.deepcopy(self.start).to(self.device)
+
+    def reference(self) -> Any:
         return copy.deepcopy(self.model).to(self.device)
+
+    @torch.no_grad()
+    def _moved(self, apart: float) -> Any:
+        """The model with noise on its weights that makes KL(it || the model) `apart` a token of the prompts."""
+        ids = torch.tensor([self.tokenizer(text)["input_ids"][: len(self.prompts[0])] for text in self.prompts[:8]])
+        held = self.model(ids).logits.log_softmax(-1)
+        low, high = 0.0, 4.0
+        moved, distance = self.model, 0.0
+        for _ in range(20):
+            size = (low + high) / 2
+            moved, draw = copy.deepcopy(self.model), torch.Generator().manual_seed(1)
+            for weight in moved.parameters():
+                if weight.ndim > 1:
+                    weight += size * weight.std() * torch.randn(weight.shape, generator=draw)
+            found = moved(ids).logits.log_softmax(-1)
+            distance = float((found.exp() * (found - held)).sum(-1).mean())
+            low, high = (size, high) if distance < apart else (low, size)
+        print(f"KL(policy || reference) at the start: {distance:.3f} a token")
+        return moved
 
 
 class Counter:
@@ -216,17 +253,19 @@ def run_trl(kind: str, setting: Setting, models: Models, seed: int) -> Measured:
         from trl.experimental.online_dpo import OnlineDPOConfig as Config  # type: ignore[import-not-found]
         from trl.experimental.online_dpo import OnlineDPOTrainer as TheTrainer  # type: ignore[import-not-found]
 
-    model, reference = models.copy(), models.copy()
+    model, reference = models.student(), models.reference()
     counter = Counter(model, reference)
     seconds: list[float] = []
+    cpu: list[float] = []
     states: list[tuple[int, int, int]] = []
 
     class Timer(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
+            self.began, self.cpu = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(time.perf_counter() - self.began)
+            cpu.append(time.process_time() - self.cpu)
             states.append(counter.state())
 
     with tempfile.TemporaryDirectory() as folder:
@@ -263,7 +302,7 @@ def run_trl(kind: str, setting: Setting, models: Models, seed: int) -> Measured:
         trainer = TheTrainer(**options)
         lengths = _trl_lengths(trainer)
         trainer.train()
-    return _measured(seconds, {}, states, lengths, setting)
+    return _measured(seconds, cpu, {}, states, lengths, setting)
 
 
 def _trl_lengths(trainer: Any) -> list[int]:
@@ -301,6 +340,8 @@ class Phases(Callback):
     def __init__(self, warmup: int, counter: Counter) -> None:
         self.warmup, self.counter = warmup, counter
         self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self.accepted = self.drafted = 0
         self.states: list[tuple[int, int, int]] = []
         self.lengths: list[int] = []
         self.spent: dict[str, float] = defaultdict(float)
@@ -313,7 +354,7 @@ class Phases(Callback):
             self.spent[name] += time.perf_counter() - began
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-        self.began = time.perf_counter()
+        self.began, self.cpu_began = time.perf_counter(), time.process_time()
 
     def on_before_backward(self, *_: Any, **__: Any) -> None:
         self.backward = self.phase("backward")
@@ -328,11 +369,12 @@ class Phases(Callback):
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         self.seconds.append(time.perf_counter() - self.began)
+        self.cpu.append(time.process_time() - self.cpu_began)
         self.states.append(self.counter.state())
 
 
 def run_ours(solver: str, setting: Setting, models: Models, seed: int) -> Measured:
-    student, reference = models.copy(), models.copy()
+    student, reference = models.student(), models.reference()
     counter = Counter(student, reference)
     config = TrainConfig(
         model="", prompts="", oracle="", out=tempfile.gettempdir(), beta=BETA, solver=solver, seed=seed,
@@ -358,13 +400,16 @@ def run_ours(solver: str, setting: Setting, models: Models, seed: int) -> Measur
             trainer.fit(module, datamodule=PromptData(texts, setting.batch, seed))
     finally:
         restore()
-    return _measured(watch.seconds, dict(watch.spent), watch.states, watch.lengths, setting)
+    measured = _measured(watch.seconds, watch.cpu, dict(watch.spent), watch.states, watch.lengths, setting)
+    if watch.drafted:
+        measured.counted["of drafts accepted"] = watch.accepted / watch.drafted
+    return measured
 
 
 def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
     """Put stop-watches around generation, judging, forward passes and the optimizer; returns what takes them off."""
     generate, token_log_prob = BuiltinEngine.generate, language_policy.LanguagePolicy.token_log_prob
-    step, probability = torch.optim.AdamW.step, oracle.probability
+    step, probability, saw = torch.optim.AdamW.step, oracle.probability, DraftLength.saw
     drawn: list[int] = []
 
     def generating(*args: Any, **kwargs: Any) -> Any:
@@ -388,6 +433,11 @@ def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
         with watch.phase("judging"):
             return probability(*args, **kwargs)
 
+    def verified(self: DraftLength, accepted: int, refused: int) -> None:
+        watch.accepted, watch.drafted = watch.accepted + accepted, watch.drafted + accepted + refused
+        saw(self, accepted, refused)
+
+    DraftLength.saw = verified  # type: ignore[method-assign]
     BuiltinEngine.generate = generating  # type: ignore[method-assign]
     language_policy.LanguagePolicy.token_log_prob = forward  # type: ignore[method-assign]
     torch.optim.AdamW.step = stepping  # type: ignore[method-assign]
@@ -405,12 +455,14 @@ def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
         BuiltinEngine.generate = generate  # type: ignore[method-assign]
         language_policy.LanguagePolicy.token_log_prob = token_log_prob  # type: ignore[method-assign]
         torch.optim.AdamW.step = step  # type: ignore[method-assign]
+        DraftLength.saw = saw  # type: ignore[method-assign]
 
     return restore
 
 
 def _measured(
     seconds: Sequence[float],
+    cpu: Sequence[float],
     phases: dict[str, float],
     states: Sequence[tuple[int, int, int]],
     lengths: Sequence[int],
@@ -423,7 +475,7 @@ def _measured(
         "positions read": (last[1] - first[1]) / steps,
         "of them with gradient": (last[2] - first[2]) / steps,
     }
-    return Measured(list(seconds[setting.warmup :]), phases, counted)
+    return Measured(list(seconds[setting.warmup :]), list(cpu[setting.warmup :]), phases, counted)
 
 
 if __name__ == "__main__":

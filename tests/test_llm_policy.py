@@ -11,7 +11,7 @@ import torch
 
 from nlhf_zoo import BadInput, TabularPolicy
 from nlhf_zoo.llm import CausalLMPolicy, Decoding, all_responses
-from nlhf_zoo.llm.generation import mixed_log_probs
+from nlhf_zoo.llm.mixing import mixed_log_probs
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 
 PROMPTS = ("hi", "a longer prompt, of more tokens", "mid size")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["base_network", "forward"]
+__all__ = ["base_network", "forward", "takes_positions"]
 
 
 def forward(
@@ -36,7 +36,7 @@ def forward(
         options["cache"] = cache
     if keep:
         options["logits_to_keep"] = keep
-    if _takes_positions(type(base_network(network))):
+    if takes_positions(type(base_network(network))):
         options["position_ids"] = position
     return network(input_ids=tokens, **options)
 
@@ -48,5 +48,6 @@ def base_network(network: Any) -> Any:
 
 
 @functools.cache
-def _takes_positions(kind: type) -> bool:
+def takes_positions(kind: type) -> bool:
+    """Whether a kind of model is told the text positions of its tokens."""
     return "position_ids" in inspect.signature(kind.forward).parameters

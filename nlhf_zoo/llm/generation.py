@@ -1,4 +1,9 @@
-"""Sampling from one causal LM, or from the token-level geometric mixture of several, with every KV cache on."""
+"""Sampling from one causal LM, or from the token-level geometric mixture of several, with every KV cache on.
+
+What costs is how often a model is called. A mixture is drafted by one of its models, several tokens in a row, in the
+calls that serve the model's other rows as well; each of its other models reads a draft in one call, and it is accepted
+or mended so that what is drawn has exactly the mixture's distribution (`nlhf_zoo.llm.speculative`).
+"""
 
 from __future__ import annotations
 
@@ -9,31 +14,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from nlhf_zoo.llm.forward import forward
+from nlhf_zoo.llm.reading import Reader
+from nlhf_zoo.llm.speakers import Mixture, Rules, Speaker
+from nlhf_zoo.llm.speculative import LOGITS_HELD, LONGEST, DraftLength
 
-__all__ = ["Request", "generate", "mixed_log_probs"]
-
-
-def mixed_log_probs(
-    logits: Sequence[Tensor], weights: Sequence[float], temperature: float, allowed: Tensor | None
-) -> Tensor:
-    """(..., V) normalised log of prod_i p_i^{w_i}, p_i = softmax(logits_i / temperature), in float32 at least.
-
-    Args:
-        logits: one (..., V) tensor a model.
-        weights: one a model; a single model's weight is 1.
-        allowed: (V,) bool, tokens that may be drawn; all, where `None`.
-    """
-    total: Tensor | None = None
-    for one, weight in zip(logits, weights, strict=True):
-        scaled = (one if one.dtype == torch.float64 else one.float()) / temperature
-        # log_softmax and logits differ by a constant, which the final normalisation removes.
-        scaled = scaled if weight == 1 else weight * scaled
-        total = scaled if total is None else total + scaled
-    assert total is not None
-    if allowed is not None:
-        total = total.masked_fill(~allowed, -torch.inf)
-    return total.log_softmax(-1)
+__all__ = ["Request", "generate"]
 
 
 @attrs.frozen(eq=False)
@@ -44,13 +29,60 @@ class Request:
 
 
 @attrs.define(eq=False)
-class _Reader:
-    """One model at work: its cache, and the requests whose rows it reads, one after the other."""
+class _Desk:
+    """A model at work, and the speakers whose rows it reads, one after the other."""
 
-    network: Any
-    requests: list[int]
-    cache: Any = None
-    logits: Tensor | None = None
+    reader: Reader
+    speakers: list[Any]
+
+    def present(self) -> list[Any]:
+        return [speaker for speaker in self.speakers if len(speaker.rows)]
+
+    def draft(self, rules: Rules, count: int) -> None:
+        """Draw `count` tokens for every row that goes on so long."""
+        for _ in range(count):
+            mine = self.present()
+            if not mine:
+                return
+            last, position = _joined([one.last for one in mine]), _joined([one.position for one in mine])
+            logits = self.reader.read(last, position)[:, -1]
+            drawn = torch.multinomial(rules.log_probs([logits], [1.0]).exp(), 1, generator=rules.generator)
+            sizes = [len(one.rows) for one in mine]
+            shares = zip(mine, drawn.split(sizes), logits.split(sizes), strict=True)
+            going = [one.draw(tokens, by) for one, tokens, by in shares]
+            if self.leave(going):
+                for one, rows in zip(mine, going, strict=True):
+                    one.leave(rows)
+
+    def verify(self) -> None:
+        """Read all drafts."""
+        mine = self.present()
+        if not mine:
+            return
+        tokens, position = zip(*(one.to_verify() for one in mine), strict=True)
+        logits = self.reader.read(_joined(tokens), _joined(position))
+        for one, heard in zip(mine, logits.split([len(one.rows) for one in mine]), strict=True):
+            one.hear(self.reader.network, heard)
+
+    def follow(self, count: int) -> None:
+        """Forget what did not stand of the last `count` tokens, and rows that have ended."""
+        mine = self.present()
+        if mine:
+            self.reader.take_back(_joined([one.standing(count) for one in mine]), count)
+            self.leave([one.going() for one in mine])
+
+    def leave(self, going: Sequence[Tensor]) -> bool:
+        """Whether a row left."""
+        rows = _joined(going)
+        left = torch.nonzero(rows).flatten()
+        if len(left) == len(rows):
+            return False
+        self.reader.keep(left)
+        return True
+
+
+def _joined(columns: Sequence[Tensor]) -> Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(list(columns))
 
 
 @torch.no_grad()
@@ -70,7 +102,8 @@ def generate(
     """Draw `num_samples` continuations of each prompt for each request.
 
     A prompt is read once a model, whatever the number of samples and requests; a model that has a part in several
-    requests reads the tokens of all of them in one pass; rows that have ended leave the batch.
+    requests reads the tokens of all of them in one pass; rows that have ended leave the batch. A mixture is drafted by
+    the one of its models that is requested alone too, or that has the largest weight.
 
     Args:
         prompts: (B, S) int64, padded on the left.
@@ -81,116 +114,53 @@ def generate(
         For each request tokens (B, K, T) int64 padded on the right, and mask (B, K, T) bool with the stop token
         included; T is the longest response of the request.
     """
-    from nlhf_zoo.llm.growing_cache import grow_in_place  # it loads transformers
-
-    device, rows = prompts.device, prompts.shape[0] * num_samples
+    ends = torch.tensor(list(stop), device=prompts.device, dtype=torch.int64)
+    rules = Rules(max_new_tokens, ends, padding, temperature, allowed, generator)
+    whose = torch.arange(len(prompts), device=prompts.device).repeat_interleave(num_samples)
     mask = prompt_mask.long()
-    position = (mask.cumsum(-1) - 1).clamp_min(0)
-    readers = _readers(requests)
-    for reader in readers:
-        out = forward(reader.network, prompts, mask, position, use_cache=True, keep=1)
-        out.cache.batch_repeat_interleave(num_samples)
-        if len(reader.requests) > 1:
-            out.cache.batch_select_indices(torch.arange(rows, device=device).repeat(len(reader.requests)))
-        grow_in_place(out.cache)
-        reader.cache = out.cache
-        reader.logits = out.logits[:, -1].repeat_interleave(num_samples, 0).repeat(len(reader.requests), 1)
-    mask = mask.repeat_interleave(num_samples, 0).repeat(len(requests), 1)
-    next_position = mask.sum(-1, keepdim=True)
-    ends = torch.tensor(list(stop), device=device, dtype=torch.int64)
-
-    tokens = torch.full((len(requests) * rows, max_new_tokens), padding, dtype=torch.int64, device=device)
-    kept = torch.zeros(tokens.shape, dtype=torch.bool, device=device)
-    live = torch.arange(len(requests) * rows, device=device)
-    counts = [rows] * len(requests)
-    for t in range(max_new_tokens):
-        log_probs = _next(requests, readers, counts, temperature, allowed)
-        drawn = torch.multinomial(log_probs.exp(), 1, generator=generator)
-        tokens[live, t] = drawn[:, 0]
-        kept[live, t] = True
-        if t + 1 == max_new_tokens:
-            break
-        going = ~torch.isin(drawn[:, 0], ends)
-        left = int(going.sum())
-        if left == 0:
-            break
-        if left < len(live):
-            whose = torch.arange(len(requests), device=device).repeat_interleave(torch.tensor(counts, device=device))
-            for reader in readers:
-                _drop(reader, going, counts)
-            index = torch.nonzero(going).flatten()
-            live, drawn, mask, next_position = live[index], drawn[index], mask[index], next_position[index]
-            counts = torch.bincount(whose[index], minlength=len(requests)).tolist()
-        mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        for reader in readers:
-            parts = [slice(starts[i], starts[i] + counts[i]) for i in reader.requests if counts[i]]
-            if not parts:
-                continue
-            columns = [_rows(column, parts) for column in (drawn, mask, next_position)]
-            reader.logits = forward(reader.network, *columns, cache=reader.cache, use_cache=True).logits[:, -1]
-        next_position = next_position + 1
-    return [
-        _trimmed(one, keep, (prompts.shape[0], num_samples))
-        for one, keep in zip(tokens.split(rows), kept.split(rows), strict=True)
+    speakers = [
+        (Mixture if len(parts) > 1 else Speaker).after(prompts[whose], mask[whose], rules, parts)
+        for parts in _drafting_first(requests)
     ]
+    mixtures = [speaker for speaker in speakers if isinstance(speaker, Mixture)]
+
+    def desks(served: Sequence[tuple[Any, Speaker]]) -> list[_Desk]:
+        networks = {id(network): network for network, _ in served}
+        mine = [(one, [speaker for network, speaker in served if network is one]) for one in networks.values()]
+        return [_Desk(Reader.of_prompts(one, prompts, mask, whose.repeat(len(its))), its) for one, its in mine]
+
+    drafters = desks([(speaker.parts[0][0], speaker) for speaker in speakers])
+    verifiers = desks([(network, speaker) for speaker in mixtures for network, _ in speaker.parts[1:]])
+    length = DraftLength(_longest([*drafters, *verifiers]))
+    while any(len(speaker.rows) for speaker in speakers):
+        waiting = [mixture for mixture in mixtures if len(mixture.rows)]
+        count = min(length.tokens, max(one.room for one in waiting)) if waiting else max_new_tokens
+        for desk in drafters:
+            desk.draft(rules, count)
+        for desk in verifiers:
+            desk.verify()
+        for mixture in waiting:
+            mixture.settle(length)
+        for desk in (*drafters, *verifiers) if waiting else ():
+            desk.follow(count)
+        for mixture in waiting:
+            mixture.leave(mixture.going())
+    return [speaker.spoken((len(prompts), num_samples)) for speaker in speakers]
 
 
-def _readers(requests: Sequence[Request]) -> list[_Reader]:
-    readers: list[_Reader] = []
-    for i, request in enumerate(requests):
-        for network, _ in request.parts:
-            known = next((reader for reader in readers if reader.network is network), None)
-            if known is None:
-                readers.append(_Reader(network, [i]))
-            else:
-                known.requests.append(i)
-    return readers
+def _drafting_first(requests: Sequence[Request]) -> list[tuple[tuple[Any, float], ...]]:
+    """The parts of each request in an order whose first one drafts.
+
+    That is best a model which is called for rows of its own anyway, or else the one nearest to the mixture.
+    """
+    alone = {id(request.parts[0][0]) for request in requests if len(request.parts) == 1}
+    return [tuple(sorted(one.parts, key=lambda part: (id(part[0]) not in alone, -part[1]))) for one in requests]
 
 
-def _next(
-    requests: Sequence[Request],
-    readers: Sequence[_Reader],
-    counts: Sequence[int],
-    temperature: float,
-    allowed: Tensor | None,
-) -> Tensor:
-    """(rows, V) log-probabilities of the next token, request after request."""
-    found: list[list[Tensor]] = [[] for _ in requests]
-    for reader in readers:
-        assert reader.logits is not None
-        sizes = [counts[i] for i in reader.requests]
-        if sum(sizes):
-            for i, logits in zip(reader.requests, reader.logits.split(sizes), strict=True):
-                found[i].append(logits)
-    # Readers stand in the order in which models first appear, a request's parts may not.
-    mixed: list[Tensor] = []
-    for i, request in enumerate(requests):
-        if not counts[i]:
-            continue
-        order = [reader.network for reader in readers if i in reader.requests]
-        weights = [next(w for network, w in request.parts if network is one) for one in order]
-        mixed.append(mixed_log_probs(found[i], weights, temperature, allowed))
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-
-
-def _rows(column: Tensor, parts: Sequence[slice]) -> Tensor:
-    if len(parts) == 1:
-        return column[parts[0]]
-    return torch.cat([column[part] for part in parts])
-
-
-def _drop(reader: _Reader, going: Tensor, counts: Sequence[int]) -> None:
-    """Take ended rows out of a reader's cache."""
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    parts = [slice(starts[i], starts[i] + counts[i]) for i in reader.requests if counts[i]]
-    if not parts:
-        return
-    mine = _rows(going, parts)
-    if not bool(mine.all()) and bool(mine.any()):
-        reader.cache.batch_select_indices(torch.nonzero(mine).flatten())
-
-
-def _trimmed(tokens: Tensor, kept: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    length = int(kept.sum(-1).max())
-    return tokens[:, :length].reshape(*shape, length), kept[:, :length].reshape(*shape, length)
+def _longest(desks: Sequence[_Desk]) -> int:
+    """How many tokens of mixtures may be drafted at a time."""
+    readers = [desk.reader for desk in desks if any(isinstance(one, Mixture) for one in desk.speakers)]
+    if not all(reader.takes_back for reader in readers):
+        return 1
+    numbers = max((reader.unused.numel() for reader in readers if reader.unused is not None), default=1)
+    return max(1, min(LONGEST, LOGITS_HELD // numbers))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nlhf_zoo.llm.forward import base_network, forward
-from nlhf_zoo.llm.generation import mixed_log_probs
+from nlhf_zoo.llm.mixing import mixed_log_probs
 from nlhf_zoo.llm.sharding import is_spread
 
 __all__ = ["length_chunks", "score", "selected_log_prob"]
