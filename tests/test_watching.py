@@ -164,6 +164,7 @@ def test_explosions_are_told_by_what_was_usual() -> None:
     assert exploding("gradient norm", [*usual[:3], 1e9], LIMITS) is None, "too few to know what is usual"
     assert exploding("loss", [*usual, 1e4], LIMITS)
     assert exploding("loss", [*usual, 500.0, 600.0], LIMITS) is None
+    assert exploding("gradient norm", [1e-7] * 20 + [0.5], LIMITS) is None, "a judge that seldom decides"
     assert exploding("gradient norm", [0.0] * 20 + [1.0], LIMITS) is None, "after zeros anything is infinitely more"
 
 

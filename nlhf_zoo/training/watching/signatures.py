@@ -37,6 +37,8 @@ class Limits:
         certain: share of the first entropy a token below which the policy counts as certain of its words.
         alike: share of the first rate of distinct answers below which answers count as alike.
         blow_up: times the median gradient norm, or the largest loss, of the last `remembered` steps.
+        harmless: gradient norm or loss that is no explosion, whatever was usual: where a judge seldom decides, most
+            gradients are zero up to rounding, and the next that is not is millions of times the median.
         streak: such steps in a row that stop the run; one that is not a number stops it at once.
         remembered: steps that the two are compared with.
         weights: times their norm at the start that the weights may grow to; fine-tuning moves it by percents.
@@ -55,6 +57,7 @@ class Limits:
     certain: float = 0.25
     alike: float = 0.5
     blow_up: float = 1000.0
+    harmless: float = 10.0
     streak: int = 3
     remembered: int = 50
     weights: float = 10.0
@@ -171,4 +174,5 @@ def exploding(name: str, series: Sequence[float], limits: Limits) -> str | None:
     if len(before) < 8:
         return None
     usual = statistics.median(before) if name == "gradient norm" else max(before)
-    return f"{name} {now:.3g}, {now / usual:.0f} times the usual" if now > limits.blow_up * usual > 0 else None
+    explodes = now > max(limits.harmless, limits.blow_up * usual) and usual > 0
+    return f"{name} {now:.3g}, {now / usual:.0f} times the usual" if explodes else None
