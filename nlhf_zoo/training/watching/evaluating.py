@@ -105,6 +105,8 @@ class Evaluator(Callback):
             answer(reference, reference, self.held_out, seed=config.seed + shift, batch_size=config.eval_batch_size)
             for shift in (2, 3)
         )
+        if config.reference in (None, config.model):
+            self.watcher.starts_from((first, second))
         pairs = [i for i, (a, b) in enumerate(zip(first.texts, second.texts, strict=True)) if a != b]
         if not pairs:
             logger.warning("the reference gave equal answers to every held-out prompt: there is nothing to prefer")
