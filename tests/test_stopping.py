@@ -164,6 +164,7 @@ _ASKED = 0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # three runs of two processes
 @pytest.mark.parametrize("devices", [TWO, SPREAD], ids=["ddp", "fsdp2"])
 def test_a_signal_to_one_process_stops_all(
     devices: dict[str, Any], two_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
