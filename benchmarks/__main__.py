@@ -21,7 +21,8 @@ BENCHMARKS = {
     "report_load": "how long a comparison's page takes to open in Chromium (needs a folder of compare)",
     "gpu_check": "a batched solve and an LLM run on a GPU in float32 and bf16, against the CPU",
     "vllm_check": "vLLM against the built-in generator: log-probabilities, new weights, speed (GPU, vLLM)",
-    "cost": "the cost model of `train --estimate` against a clock (a minute)",
+    "cost": "the time that `train --estimate` predicts against steps of small models (minutes)",
+    "training_warnings": "false alarms and hits of a training's warnings, on healthy runs and ill ones (minutes)",
     "multi_gpu_check": "DDP, FSDP2 and DeepSpeed on two GPUs and more: equal runs, and seconds (minutes)",
     "hh_harmless": "Nash-MP and Online DPO on real preferences (needs the data file; minutes)",
 }
@@ -34,7 +35,7 @@ def main() -> int:
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
         return 0
     if len(sys.argv) > 1:
-        listed = "\n".join(f"  {name:<16} {what}" for name, what in BENCHMARKS.items())
+        listed = "\n".join(f"  {name:<17} {what}" for name, what in BENCHMARKS.items())
         print(f"usage: python -m benchmarks [NAME]\n{listed}", file=sys.stderr)
         return 0 if sys.argv[1] in ("-h", "--help") else 2
     for name in UNATTENDED:

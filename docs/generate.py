@@ -330,7 +330,7 @@ def command_line() -> str:
         + table(("verb", "what it does"), [(f"[`{v.name}`](#{v.name})", v.summary) for v in verbs])
         + "\n\nEvery verb takes `--json`: one JSON document on stdout, everything else on stderr. Exit codes: 0 done,\n"
         "1 a check failed or a computation did not converge, 2 bad input (one line on stderr says which),\n"
-        "130 interrupted."
+        "130 interrupted, 143 ended by SIGTERM."
     )
     return "\n\n".join([head, *map(_verb, verbs)]) + "\n"
 

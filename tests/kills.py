@@ -1,4 +1,4 @@
-"""Runs of the command line that are killed by SIGKILL, at a chosen stage of their work or at a chosen moment.
+"""Runs of the command line that get a signal, SIGKILL unless told, at a chosen stage of their work or a chosen moment.
 
 Processes are forked from a server that has the libraries loaded already, so that a killed run costs a second and not
 ten; what runs in them is `nlhf_zoo.cli.main`, as in any other.
@@ -55,18 +55,23 @@ STAGES = {
 }
 
 
-def kill_at(argv: Sequence[str], stage: Stage, count: int, log: Path) -> int:
-    """Run until the `count`-th call of a stage, and die there; the exit code, `KILLED` if it came to that."""
-    return _ended(_started(argv, log, stage, count))
+def kill_at(argv: Sequence[str], stage: Stage, count: int, log: Path, signum: int = signal.SIGKILL) -> int:
+    """Run until the `count`-th call of a stage, which sends the signal; the exit code, `KILLED` if it died there."""
+    return _ended(_started(argv, log, stage, count, signum))
 
 
-def kill_when(argv: Sequence[str], ready: Callable[[], bool], delay: float, log: Path) -> int:
-    """Run, and kill from outside `delay` seconds after `ready`; the exit code."""
+def kill_when(
+    argv: Sequence[str], ready: Callable[[], bool], delay: float, log: Path, *signums: int, apart: float = 0.0
+) -> int:
+    """Run, and kill from outside `delay` seconds after `ready`, or send these signals one after the other; its code."""
     process = _started(argv, log)
     while process.is_alive() and not ready():
         time.sleep(0.002)
     time.sleep(delay)
-    process.kill()
+    for signum in signums or (signal.SIGKILL,):
+        assert process.pid is not None
+        os.kill(process.pid, signum)
+        time.sleep(apart)
     return _ended(process)
 
 
@@ -75,11 +80,13 @@ def run_whole(argv: Sequence[str], log: Path) -> int:
     return _ended(_started(argv, log))
 
 
-def _started(argv: Sequence[str], log: Path, stage: Stage | None = None, count: int = 0) -> ForkServerProcess:
+def _started(
+    argv: Sequence[str], log: Path, stage: Stage | None = None, count: int = 0, signum: int = signal.SIGKILL
+) -> ForkServerProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     # The server has the environment of when it began; a run sees that of now.
-    process = context.Process(target=_command, args=(list(argv), str(log), stage, count, dict(os.environ)))
+    process = context.Process(target=_command, args=(list(argv), str(log), stage, count, signum, dict(os.environ)))
     process.start()
     return process
 
@@ -92,7 +99,9 @@ def _ended(process: ForkServerProcess) -> int:
     return process.exitcode
 
 
-def _command(argv: list[str], log: str, stage: Stage | None, count: int, environment: dict[str, str]) -> None:
+def _command(
+    argv: list[str], log: str, stage: Stage | None, count: int, signum: int, environment: dict[str, str]
+) -> None:
     import torch
 
     from nlhf_zoo.cli.main import main
@@ -100,14 +109,14 @@ def _command(argv: list[str], log: str, stage: Stage | None, count: int, environ
     os.environ.update(environment)
     torch.set_num_threads(1)
     if stage is not None:
-        _lay(stage, count)
+        _lay(stage, count, signum)
     with Path(log).open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         code = main(argv)
     sys.exit(code)
 
 
-def _lay(stage: Stage, count: int) -> None:
-    """Wrap the stage's function, so that its `count`-th call is the process's last."""
+def _lay(stage: Stage, count: int, signum: int) -> None:
+    """Wrap the stage's function, so that its `count`-th call sends the signal to the process."""
     owner: Any = importlib.import_module(stage.module)
     *parents, name = stage.name.split(".")
     for parent in parents:
@@ -120,12 +129,15 @@ def _lay(stage: Stage, count: int) -> None:
         if left:
             return original(*args, **kwargs)
         if stage.when == "after":
-            original(*args, **kwargs)
-        elif stage.when == "half way":
+            answer = original(*args, **kwargs)
+            os.kill(os.getpid(), signum)
+            return answer
+        if stage.when == "half way":
             whole = io.BytesIO()
             original(args[0], whole)
             args[1].write(whole.getvalue()[: whole.tell() // 2])
             args[1].flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signum)
+        return original(*args, **kwargs)
 
     setattr(owner, name, wired)

@@ -111,7 +111,11 @@ def test_time_grows_as_the_work_does() -> None:
     h100, h200 = DEVICES["h100"], DEVICES["h200"]
     work = Passes(1, 1, 2, 1)
     base = seconds(shape, work, h100, **sizes)
-    assert seconds(shape, work, h100, accumulate=3, **sizes).step == pytest.approx(3 * base.step)
+    thrice = seconds(shape, work, h100, accumulate=3, **sizes)
+    assert thrice.step - thrice.updating == pytest.approx(3 * (base.step - base.updating))
+    assert thrice.updating == base.updating > 0, "one update a step"
+    dear = seconds(shape, work, attrs.evolve(h100, calling=2 * h100.calling), **sizes)
+    assert dear.generating - base.generating == pytest.approx(64 * 2 * h100.calling), "each token, each layer"
     assert seconds(shape, work, h200, **sizes).generating < base.generating  # it reads faster, and computes the same
     assert seconds(shape, work, h200, **sizes).training == base.training
     assert seconds(shape, attrs.evolve(work, reading=3), h100, **sizes).generating == pytest.approx(3 * base.generating)

@@ -302,6 +302,20 @@ def test_a_run_whose_prompts_have_changed_is_not_resumed(folder: Path, tmp_path:
         train(TrainConfig(**settings(folder, out, steps=2, prompts=str(prompts), resume=True)))
 
 
+def test_a_run_whose_python_judge_has_changed_is_not_resumed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "a_judge_of_mine.py", tmp_path / "run"
+    source.write_text("def judge(prompts, first, second):\n    return [0.5] * len(prompts)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"oracle_options": {"function": "a_judge_of_mine:judge"}}
+    train(TrainConfig(**settings(folder, out, steps=1, **options)))
+    assert train(TrainConfig(**settings(folder, out, steps=2, resume=True, **options)))["steps"] == 2
+    source.write_text(source.read_text().replace("0.5", "0.6"))
+    with pytest.raises(BadInput, match=r"resume: the files of oracle_options .* have changed"):
+        train(TrainConfig(**settings(folder, out, steps=3, resume=True, **options)))
+
+
 def test_two_processes_do_not_train_in_one_folder(folder: Path, tmp_path: Path) -> None:
     from nlhf_zoo.atomic import alone
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
@@ -131,6 +132,8 @@ def test_weak_oracle_is_one_that_hardly_prefers() -> None:
     assert seen(series(300, decisiveness=lambda t: 0.005 + chance.uniform(0, 0.01))) == {"weak oracle"}
     assert not seen(series(300, decisiveness=lambda t: 0.05 + chance.gauss(0, 0.01)))
     assert not seen(series(10, decisiveness=lambda t: 0.0)), "too few batches to say"
+    won = attrs.evolve(series(300, decisiveness=lambda t: 0.001), evaluations=evaluations(0.9).evaluations)
+    assert not seen(won), "it tells the policy from the reference: the policy's answers are equally good by now"
 
 
 def test_length_exploitation_needs_growth_and_correlation() -> None:
@@ -146,6 +149,18 @@ def test_length_exploitation_needs_growth_and_correlation() -> None:
     assert not seen(series(300, length=grows, length_correlation=lambda t: chance.gauss(0, 0.3)))
     assert not seen(series(300, length=lambda t: 30 + chance.gauss(0, 4), length_correlation=pays))
     assert not seen(series(300, length=grows)), "no correlation was ever defined"
+
+
+def test_what_changed_in_the_first_window_is_seen_against_the_start() -> None:
+    chance = random.Random(0)
+    longest = series(300, length=lambda t: 16.0, length_correlation=lambda t: 0.6 if t < 20 else math.nan)
+    assert not seen(longest), "the first window is at the limit already"
+    start = {"length": 6.0, "length_error": 0.2, "log_prob_per_token": -3.0, "log_prob_per_token_error": 0.1}
+    start |= {"distinct": 1.0, "distinct_error": 0.0}
+    assert seen(attrs.evolve(longest, start=start)) == {"length exploitation"}
+    same = series(300, log_prob_per_token=lambda t: -0.1 + chance.gauss(0, 0.01), distinct=lambda t: 0.1)
+    assert not seen(same)
+    assert seen(attrs.evolve(same, start=start)) == {"entropy collapse"}
 
 
 def test_entropy_collapse_needs_certainty_and_equal_answers() -> None:
@@ -164,6 +179,7 @@ def test_explosions_are_told_by_what_was_usual() -> None:
     assert exploding("gradient norm", [*usual[:3], 1e9], LIMITS) is None, "too few to know what is usual"
     assert exploding("loss", [*usual, 1e4], LIMITS)
     assert exploding("loss", [*usual, 500.0, 600.0], LIMITS) is None
+    assert exploding("gradient norm", [1e-7] * 20 + [0.5], LIMITS) is None, "a judge that seldom decides"
     assert exploding("gradient norm", [0.0] * 20 + [1.0], LIMITS) is None, "after zeros anything is infinitely more"
 
 
@@ -307,8 +323,6 @@ def test_growing_weights_stop_the_run_and_leave_the_checkpoint_from_before(folde
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import attrs
-
     from nlhf_zoo.cli.main import main
     from nlhf_zoo.training import module
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nlhf_zoo.errors import BadInput
+from nlhf_zoo.errors import BadInput, Interrupted
 
 if TYPE_CHECKING:
     from nlhf_zoo.cli.verb import Answer, Verb
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done, 1 a check failed or a computation did not converge, 2 bad input (one line on stderr says
-        which), 130 interrupted.
+        which), 130 interrupted, 128 and its number for another signal after which work was kept.
     """
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fault(str(error), BAD_INPUT)
     except ArithmeticError as error:
         return _fault(str(error) or type(error).__name__, FAILED)
+    except Interrupted as stop:
+        return _fault(str(stop), stop.code)
     except KeyboardInterrupt:
         return _fault("interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -122,7 +124,8 @@ def _overview() -> str:
         "  --version  the version",
         "",
         "Every verb takes --json: one JSON document on stdout, everything else on stderr.",
-        "Exit codes: 0 done, 1 a check failed or a computation did not converge, 2 bad input.",
+        "Exit codes: 0 done, 1 a check failed or a computation did not converge, 2 bad input,",
+        "130 interrupted, 143 ended by SIGTERM.",
         "",
         "example:",
         "  nlhf-zoo solve --game rock_paper_scissors --solver nash_mp --beta 0.1 --steps 100",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nlhf_zoo.cli.verb import Answer, Verb
+from nlhf_zoo.errors import Interrupted
 from nlhf_zoo.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ __all__ = ["VERB"]
 
 def run(config: TrainConfig) -> Answer:
     """Train; the run's folder, config.yaml in it too, is written by `nlhf_zoo.training.run.train`."""
-    import logging
-
     from nlhf_zoo.cli.solvers import configured
 
     # Misspelt names and hyperparameters are said before the language-model libraries are loaded.
@@ -27,14 +26,29 @@ def run(config: TrainConfig) -> Answer:
 
         expected = estimate(config, config.estimate)
         return Answer(expected, lambda console: _show(expected, console))
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("nlhf_zoo").setLevel(logging.INFO)
+    _say_what_happens()
 
-    from nlhf_zoo.training.processes import first_process
+    from nlhf_zoo.training.processes import first_process, started_by_lightning
     from nlhf_zoo.training.run import train
 
-    result = train(config)
+    try:
+        result = train(config)
+    except Interrupted:
+        if not started_by_lightning():
+            raise
+        # Its parent says so and has the exit code; were there one here, it would take it for a crash.
+        return Answer({}, lambda console: None, silent=True)
     return Answer(result, lambda console: _show(result, console), silent=not first_process())
+
+
+def _say_what_happens() -> None:
+    """Our own lines to stderr. Lightning's loggers have handlers; one of the root's would say their lines again."""
+    import logging
+
+    ours = logging.getLogger("nlhf_zoo")
+    ours.setLevel(logging.INFO)
+    if not ours.hasHandlers():
+        ours.addHandler(logging.StreamHandler())
 
 
 def _show(result: Mapping[str, Any], console: Console) -> None:

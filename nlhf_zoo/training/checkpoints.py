@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from nlhf_zoo.atomic import replacing
 
-__all__ = ["WholeCheckpoints", "checkpoints_in", "newest_checkpoint", "step_of"]
+__all__ = ["WholeCheckpoints", "checkpoint_at", "checkpoints_in", "newest_checkpoint", "prune", "step_of"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
@@ -29,6 +30,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place, durable=True) as file:
             torch.save(checkpoint, file)
+
+
+def checkpoint_at(out: Path, step: int) -> Path:
+    """Where the checkpoint of a run's step is, or will be."""
+    return out / "checkpoints" / f"step={step}.ckpt"
 
 
 def step_of(path: Path) -> int:
@@ -50,3 +56,12 @@ def newest_checkpoint(out: Path) -> Path | None:
             return path
         logger.warning("checkpoint %s is damaged; going on from the one before", path)
     return None
+
+
+def prune(out: Path, keep: int) -> None:
+    """Remove all checkpoints of a run but the newest so many, those of sessions before this one too."""
+    for path in checkpoints_in(out)[:-keep]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

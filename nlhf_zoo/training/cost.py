@@ -1,8 +1,9 @@
 """What a run will take, before it runs: memory a device, and seconds a gradient step, from arithmetic alone.
 
 Memory counts tensors: weights, gradients, Adam's moments, the KV cache, what the backward pass needs, and logits.
-Time is a roofline: generation reads every weight and the cache once a token, training is 6 FLOP a parameter and token,
-and devices exchange weights and gradients over their links. Judges, tokenisation and Python are not in it.
+Time is a roofline and a toll: generation reads every weight and the cache once a token, training is 6 FLOP a parameter
+and token, every pass through a layer costs its calls, and devices exchange weights and gradients over their links.
+Judges and tokenisation are not in it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Device:
         network: the same to other nodes, for each device.
         reached: share of the FLOP/s that training reaches; an assumption.
         streamed: share of the bandwidth that generation reaches; an assumption.
+        calling: seconds that a layer's forward pass takes by the calls that it is made of, whatever its size; of a
+            GPU an assumption, for generation by transformers without CUDA graphs. It is what bounds a small model.
     """
 
     memory: float
@@ -48,6 +51,7 @@ class Device:
     network: float
     reached: float = 0.4
     streamed: float = 0.6
+    calling: float = 5e-4
 
 
 DEVICES = {
@@ -225,16 +229,17 @@ def memory(
 
 @attrs.frozen
 class Seconds:
-    """Of one gradient step."""
+    """Of one gradient step; `updating` is Adam's, with clipping, the check of the weights, and a moving target."""
 
     generating: float
     scoring: float
     training: float
+    updating: float
     exchanging: float
 
     @property
     def step(self) -> float:
-        return self.generating + self.scoring + self.training + self.exchanging
+        return sum(attrs.astuple(self))
 
 
 def seconds(
@@ -261,9 +266,13 @@ def seconds(
     cached = rows * (prompt + response / 2) * shape.layers * 2 * shape.kv_heads * shape.head_size * compute_bytes
     token = max((shape.parameters * compute_bytes + cached) / stream, rows * forward / flops)
     # The prompt is read once for all its samples; that is little beside the tokens that follow, and left out.
-    generating = work.reading * response * token
-    scoring = work.scored * tokens * forward / flops
-    training = work.trained * tokens * forward * (4 if checkpointing else 3) / flops
+    called = shape.layers * device.calling
+    generating = work.reading * response * (token + called)
+    one = tokens * forward / flops + called
+    scoring = work.scored * one
+    training = work.trained * one * (4 if checkpointing else 3)
+    # Weights, gradients and two moments are read, all but the gradients written, three times more passed through.
+    updating = 10 * 4 * shape.parameters / (devices if spread else 1) / stream
     link = device.network if nodes > 1 else device.link
     exchanged = 0.0
     if devices > 1 and spread:
@@ -273,7 +282,13 @@ def seconds(
     elif devices > 1:
         exchanged = 2 * shape.parameters * 4 / link
     share = (devices - 1) / devices
-    return Seconds(accumulate * generating, accumulate * scoring, accumulate * training, exchanged * share)
+    return Seconds(
+        generating=accumulate * generating,
+        scoring=accumulate * scoring,
+        training=accumulate * training,
+        updating=updating,
+        exchanging=exchanged * share,
+    )
 
 
 class _Absent(PreferenceOracle):

@@ -14,6 +14,7 @@ from nlhf_zoo.interfaces import PreferenceOracle
 from nlhf_zoo.oracles.audit import Audit, accuracy, audit, audit_rows
 from nlhf_zoo.oracles.build import build_oracle, essential_options
 from nlhf_zoo.oracles.failures import JudgeFailed
+from nlhf_zoo.training.checkpoints import checkpoint_at
 from nlhf_zoo.training.config import TrainConfig
 
 __all__ = ["JudgeWatch", "audit_judges", "build_judges", "comparable", "show_audits"]
@@ -92,7 +93,7 @@ class JudgeWatch(Callback):
         # schedule stands, and the verdicts since then are in the file.
         if not isinstance(exception, JudgeFailed) or trainer.world_size > 1 or not trainer.global_step:
             return
-        last = self.config.out / "checkpoints" / f"step={trainer.global_step}.ckpt"
+        last = checkpoint_at(self.config.out, trainer.global_step)
         if not last.exists():
             trainer.save_checkpoint(last)
         logger.info("the judge gives no more verdicts; the run is kept at step %d", trainer.global_step)

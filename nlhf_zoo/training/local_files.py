@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,34 @@ def named(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digests(settings: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of all that lies in these files and folders, by the name of the setting; what is no file has none."""
-    return {name: _digest(paths) for name in (*_OWN, *_JUDGES) if (paths := _paths({name: settings.get(name)}))}
+    """SHA-256 of all that lies in these files and folders, by the name of the setting; what is no file has none.
+
+    A judge that is a Python function counts with the file of its module.
+    """
+    found: dict[str, str] = {}
+    for name in (*_OWN, *_JUDGES):
+        paths = _paths({name: settings.get(name)})
+        if name in _JUDGES:
+            paths += _sources(settings.get(name))
+        if paths:
+            found[name] = _digest(paths)
+    return found
+
+
+def _sources(options: Any) -> list[Path]:
+    """Files of the modules in which the functions of a judge, or of an ensemble's members, are written."""
+    if isinstance(options, list | tuple):
+        return [path for one in options for path in _sources(one)]
+    if not isinstance(options, Mapping):
+        return []
+    named = options.get("function")
+    files = [path for value in options.values() for path in _sources(value)]
+    if isinstance(named, str) and ":" in named:
+        with contextlib.suppress(ImportError, ValueError):  # who builds the judge says so
+            spec = importlib.util.find_spec(named.partition(":")[0])
+            if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+                files.append(Path(spec.origin))
+    return files
 
 
 def _paths(settings: Mapping[str, Any]) -> list[Path]:

@@ -45,11 +45,21 @@ def load_pool(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, decoding:
     return pool
 
 
+_WHOLE_ONLY = {
+    "lora_rank": (
+        "under fsdp2 the adapters that a solver comes to remember would have to join a base whose weights are spread"
+        " already, which is not built"
+    ),
+    "frozen_dtype": "fsdp2 holds every network in float32, in shares",
+    "frozen_device": "fsdp2 spreads the frozen networks over the devices instead",
+}
+
+
 def _check(config: TrainConfig) -> None:
     if config.strategy == "fsdp2":
-        wanted = [name for name in ("lora_rank", "frozen_dtype", "frozen_device") if getattr(config, name)]
+        wanted = [name for name in _WHOLE_ONLY if getattr(config, name)]
         if wanted:
-            raise BadInput(f"{wanted[0]}: fsdp2 spreads whole models only; leave it out, or use ddp")
+            raise BadInput(f"{wanted[0]}: {_WHOLE_ONLY[wanted[0]]}; leave it out, or use ddp")
     if config.load_in_4bit and not config.lora_rank:
         raise BadInput("load_in_4bit: weights in 4 bit cannot be trained; give lora_rank too")
     if config.lora_targets and not config.lora_rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class _Seen:
     """One batch of a gradient step: what was drawn from, what it cost, and what was measured."""
 
@@ -43,6 +44,12 @@ class _Seen:
     queries: QueryCount
     tokens: int
     measured: Mapping[str, Tensor]
+
+    @functools.cached_property
+    def numbers(self) -> dict[str, float]:
+        """What was measured, brought from the device at once, when its work is done."""
+        stacked = torch.stack([value.double() for value in self.measured.values()])
+        return dict(zip(self.measured, stacked.tolist(), strict=True))
 
 
 class NashTraining(LightningModule):
@@ -67,6 +74,7 @@ class NashTraining(LightningModule):
         self.inner_done = 0
         self._seen: list[_Seen] = []
         self.measured: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
         self.tokens_generated = 0
         self.seconds_before = 0.0
         self._begun = time.perf_counter()
@@ -110,11 +118,19 @@ class NashTraining(LightningModule):
 
     def loss(self) -> float:
         """Mean loss of this process's batches of the gradient step that is under way."""
-        return sum(one["loss"] for one in self._numbers()) / len(self._seen)
+        return sum(batch.numbers["loss"] for batch in self._seen) / len(self._seen)
 
-    def _numbers(self) -> list[dict[str, float]]:
-        """What was measured in each of this process's batches."""
-        return [{name: float(value) for name, value in batch.measured.items()} for batch in self._seen]
+    def show(self, name: str, value: float) -> None:
+        """Note "train/NAME" of the gradient step that is under way, equal on all processes, for the logger."""
+        self._shown[f"train/{name}"] = value
+
+    def _to_loggers(self) -> None:
+        """One call a step and logger: Lightning's own books, a call a number, took a fifth of a small model's step."""
+        step = self.trainer.global_step  # of the steps taken before this one, as Lightning counts
+        if (step + 1) % self.config.log_every == 0:
+            for one in self.trainer.loggers:
+                one.log_metrics(self._shown, step)
+        self._shown = {}
 
     def _count(self) -> None:
         """Add what the step's batches cost, on all processes."""
@@ -125,15 +141,20 @@ class NashTraining(LightningModule):
 
     def _log(self) -> None:
         """Means over the step's batches, on all processes."""
-        shown = ("preference", "kl_to_reference", "length")
-        self.measured = _means([one for several in everyone(self._numbers()) for one in several])
+        self.measured = _means(
+            [one for several in everyone([batch.numbers for batch in self._seen]) for one in several]
+        )
         for name, value in self.measured.items():
-            self.log(f"train/{name}", value, prog_bar=name in shown, batch_size=1)
+            self.show(name, value)
+        if self.trainer.progress_bar_callback is not None:
+            for name in ("preference", "kl_to_reference", "length"):
+                if name in self.measured:
+                    self.log(f"train/{name}", self.measured[name], prog_bar=True, logger=False, batch_size=1)
         for name, value in self.state.numbers.items():
             if isinstance(value, int | float):
-                self.log(f"train/{name}", float(value), batch_size=1)
-        self.log("train/solver_step", float(self.state.step), batch_size=1)
-        self.log("train/queries", float(self._queries.total), batch_size=1)
+                self.show(name, float(value))
+        self.show("solver_step", float(self.state.step))
+        self.show("queries", float(self._queries.total))
 
     def _update(self) -> Update:
         if self.update is None:
@@ -157,6 +178,7 @@ class NashTraining(LightningModule):
         assert self.update is not None
         if self.inner_done == self._steps(self.update):
             self._accept()
+        self._to_loggers()
         self._seen.clear()
 
     def _accept(self) -> None:
@@ -185,7 +207,7 @@ class NashTraining(LightningModule):
         self.tokens_generated += total([tokens], self.device)[0]
         found = _pooled([one for several in everyone(mine) for one in several])
         for name, value in found.items():
-            self.log(f"train/{name}", value, batch_size=1)
+            self.show(name, value)
         return found
 
     def configure_model(self) -> None:
@@ -232,9 +254,12 @@ class NashTraining(LightningModule):
         self.update, self.inner_done = None, saved["inner_done"]
         self.tokens_generated, self.seconds_before = saved["tokens_generated"], saved["seconds"]
         # Lightning tells by the batches it has read where a step ends; other processes may have read as many as one.
-        for count in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
+        steps, loops = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]
+        for count in loops["epoch_loop.batch_progress"].values():
             if isinstance(count, dict):
-                count.update(dict.fromkeys(count, checkpoint["global_step"] * self.config.accumulate))
+                count.update(dict.fromkeys(count, steps * self.config.accumulate))
+        # With all batches counted as ended, what is logged next has the number that this says.
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
 
     @property
     def _batches_a_step(self) -> int:

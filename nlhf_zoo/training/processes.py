@@ -15,22 +15,30 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["by_first", "everyone", "first_process", "place", "total"]
+__all__ = ["by_first", "everyone", "first_process", "place", "started_by_lightning", "total"]
 
 T = TypeVar("T")
+
+
+_LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+"""Those that Lightning knows, in its order; without one, it starts processes itself."""
 
 
 def first_process() -> bool:
     """Whether this process is the first of all nodes; known before the processes have met.
 
-    The launchers are those that Lightning knows, in its order; without one, Lightning starts processes itself, with
-    NODE_RANK and LOCAL_RANK in their environment.
+    Processes that Lightning starts itself have NODE_RANK and LOCAL_RANK in their environment.
     """
-    for launcher in (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment):
+    for launcher in _LAUNCHERS:
         if launcher.detect():
             return launcher().global_rank() == 0
     own = LightningEnvironment()
     return own.node_rank() == 0 and own.local_rank() == 0
+
+
+def started_by_lightning() -> bool:
+    """Whether this process was started by the first of its node, which kills the run where such a one fails."""
+    return LightningEnvironment().local_rank() != 0 and not any(launcher.detect() for launcher in _LAUNCHERS)
 
 
 def place() -> tuple[int, int]:

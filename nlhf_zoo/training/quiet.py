@@ -23,6 +23,11 @@ REMARKS = (
 )
 # Lightning 2.6 uses what torch 2.13 deprecates; nobody who runs a fit can mend it.
 DEPRECATED = r".*isinstance\(treespec, LeafSpec\).*"
+PLACES = (
+    "pytorch.utilities.rank_zero",
+    "fabric.utilities.rank_zero",
+    "pytorch.trainer.connectors.checkpoint_connector",
+)
 TIPS = (
     "Tip: For seamless cloud",
     "GPU available:",
@@ -35,7 +40,7 @@ TIPS = (
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Drop these lines and warnings, and no others, while inside."""
-    loggers = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+    loggers = [logging.getLogger(f"lightning.{place}") for place in PLACES]
 
     def wanted(record: logging.LogRecord) -> bool:
         return not any(tip in record.getMessage() for tip in TIPS)

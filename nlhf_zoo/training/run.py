@@ -39,6 +39,7 @@ from nlhf_zoo.training.networks import models_held
 from nlhf_zoo.training.processes import first_process
 from nlhf_zoo.training.progress import ProgressBar
 from nlhf_zoo.training.quiet import quiet_lightning
+from nlhf_zoo.training.stopping import SignalStop
 from nlhf_zoo.training.strategies import strategy_of
 from nlhf_zoo.training.stream import PromptData, PromptText
 from nlhf_zoo.training.values import plain
@@ -63,6 +64,7 @@ class Run:
     module: NashTraining
     trainer: Trainer
     evaluator: Evaluator
+    stop: SignalStop
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         BadInput: a setting, model, data set or oracle that cannot be used; nothing has been written then.
+        Interrupted: a signal has stopped the run, whose last step is kept.
         Diverged: the run was stopped; result.json says at which step, why, and where the last good checkpoint is.
     """
     given, config = config, _rooted(config)
@@ -117,7 +120,7 @@ def _trained(run: Run, given: TrainConfig, checkpoint: str | None) -> dict[str, 
         logger.warning("%s weights lose updates below 1/256 of their size; mixed keeps them", config.precision)
 
     try:
-        with quiet_lightning():
+        with quiet_lightning(), run.stop.listening():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as stop:
         if trainer.is_global_zero:
@@ -213,8 +216,9 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     if config.resume and config.strategy.startswith("deepspeed"):
         raise BadInput("resume: DeepSpeed writes checkpoints as pickles, which are not loaded; use ddp or fsdp2")
     guard = DivergenceGuard(config.out)
+    checkpoints = SoundCheckpoints(config, guard)
     with quiet_lightning():
-        trainer = _trainer(config, checkpoint, guard)
+        trainer = _trainer(config, checkpoint, checkpoints)
     _stay_on(trainer.strategy.root_device)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.trust_remote_code)
     prompts, held_out = prompts_of(config, tokenizer)
@@ -232,9 +236,10 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     module = NashTraining(pool, solver, game, config)
     watcher = Watcher(config.out, config.steps)
     evaluator = Evaluator(config, oracles, held_out, labelled, watcher)
-    watching = [guard, watcher, evaluator, JudgeWatch(config, game.oracle)]
+    stop = SignalStop(config, checkpoints)
+    watching = [guard, watcher, stop, evaluator, JudgeWatch(config, game.oracle)]
     trainer.callbacks[:0] = watching  # type: ignore[attr-defined]  # a plain list
-    return Run(config, solver, prompts, module, trainer, evaluator)
+    return Run(config, solver, prompts, module, trainer, evaluator, stop)
 
 
 def prompts_of(config: TrainConfig, tokenizer: Any) -> tuple[tuple[PromptText, ...], tuple[PromptText, ...]]:
@@ -279,17 +284,7 @@ def _texts(prompts: Sequence[Prompt], tokenizer: Any, config: TrainConfig) -> tu
     )
 
 
-def _trainer(config: TrainConfig, checkpoint: str | None, guard: DivergenceGuard) -> Trainer:
-    checkpoints = SoundCheckpoints(
-        guard,
-        dirpath=config.out / "checkpoints",
-        filename="{step}",
-        monitor="step",
-        mode="max",
-        save_top_k=config.keep_checkpoints,
-        every_n_train_steps=config.checkpoint_every,
-        save_on_train_epoch_end=False,
-    )
+def _trainer(config: TrainConfig, checkpoint: str | None, checkpoints: SoundCheckpoints) -> Trainer:
     callbacks: list[Callback] = [checkpoints, Budget(config)]
     if config.progress:
         callbacks.append(ProgressBar())

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from nlhf_zoo.training.checkpoints import checkpoints_in, step_of
+from nlhf_zoo.training.checkpoints import checkpoint_at, checkpoints_in, prune, step_of
+from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.watching.signatures import REMEDIES, Limits, exploding
 
@@ -60,7 +61,7 @@ class DivergenceGuard(Callback):
         assert isinstance(pl_module, NashTraining)
         loss = abs(pl_module.loss())
         norm = _norm(p.grad for p in _trained(pl_module) if p.grad is not None)
-        pl_module.log("train/grad_norm", norm, batch_size=1)
+        pl_module.show("grad_norm", norm)
         seen = _not_a_number({"loss": loss, "gradient norm": norm})
         once = seen is not None and _scaler(trainer) is None
         if seen is None:
@@ -108,15 +109,39 @@ class DivergenceGuard(Callback):
 
 
 class SoundCheckpoints(ModelCheckpoint):
-    """Lightning's, but none is written, and so none removed, while the guard is suspicious."""
+    """Lightning's, one every `checkpoint_every` steps; none is written or removed while the guard is suspicious."""
 
-    def __init__(self, guard: DivergenceGuard, **options: Any) -> None:
-        super().__init__(**options)
-        self._guard = guard
+    def __init__(self, config: TrainConfig, guard: DivergenceGuard) -> None:
+        super().__init__(
+            dirpath=config.out / "checkpoints",
+            filename="{step}",
+            save_top_k=-1,  # Lightning forgets those of sessions before: the older ones are removed here
+            every_n_train_steps=config.checkpoint_every,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self._config, self._guard = config, guard
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if not self._guard.suspicious:
-            super().on_train_batch_end(*args, **kwargs)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._guard.suspicious or self._last_global_step_saved == trainer.global_step:
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._last_global_step_saved == trainer.global_step:
+            self._prune(trainer)
+
+    def keep(self, trainer: Trainer) -> None:
+        """Write one of this step, whatever the schedule says, over one that is there; a collective call."""
+        if self._guard.suspicious:
+            return
+        trainer.save_checkpoint(checkpoint_at(self._config.out, trainer.global_step))
+        self._last_global_step_saved = trainer.global_step
+        self._prune(trainer)
+
+    def _prune(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            prune(self._config.out, self._config.keep_checkpoints)
 
 
 def _trained(module: LightningModule) -> list[Tensor]:

@@ -14,6 +14,7 @@ from nlhf_zoo.atomic import write_text
 from nlhf_zoo.data.pairs import LabelledPair
 from nlhf_zoo.interfaces import PreferenceOracle
 from nlhf_zoo.oracles.audit import Audit
+from nlhf_zoo.training.checkpoints import checkpoint_at
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.evaluation import Report, answer, report
 from nlhf_zoo.training.judges import audit_judges, show_audits
@@ -66,7 +67,7 @@ class Evaluator(Callback):
             show_samples(one, measured.samples(self.config.show_samples), trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last = self.config.out / "checkpoints" / f"step={trainer.global_step}.ckpt"
+        last = checkpoint_at(self.config.out, trainer.global_step)
         if not trainer.interrupted and not by_first(last.exists):
             trainer.save_checkpoint(last)
 
@@ -104,6 +105,8 @@ class Evaluator(Callback):
             answer(reference, reference, self.held_out, seed=config.seed + shift, batch_size=config.eval_batch_size)
             for shift in (2, 3)
         )
+        if config.reference in (None, config.model):
+            self.watcher.starts_from((first, second))
         pairs = [i for i, (a, b) in enumerate(zip(first.texts, second.texts, strict=True)) if a != b]
         if not pairs:
             logger.warning("the reference gave equal answers to every held-out prompt: there is nothing to prefer")

@@ -23,24 +23,29 @@ class History:
             kl_to_reference, decisiveness, length_correlation.
         evaluations: one an evaluation: win_rate with win_rate_low and win_rate_high, kl.
         steps: gradient steps that the run is to have.
+        start: length, log_prob_per_token and distinct, each with NAME_error, of the model that training starts from,
+            where it was measured; at a high learning rate a run's first window is well under way.
     """
 
     training: Sequence[Row] = ()
     evaluations: Sequence[Row] = ()
     steps: int = 1
+    start: Row = attrs.field(factory=dict)
 
     @property
     def window(self) -> int:
         """Gradient steps that make up "now": a tenth of the run, from 8 to 50."""
         return max(8, min(50, self.steps // 10))
 
-    def first(self, name: str) -> list[float]:
-        """Values of the run's first window."""
-        return values(self.training[: self.window], name)
+    def before(self, name: str) -> tuple[float, float]:
+        """Mean and standard error at the start; in the run's first window, where that was not measured."""
+        if name in self.start:
+            return self.start[name], self.start[f"{name}_error"]
+        return mean_and_error(values(self.training[: self.window], name))
 
-    def last(self, name: str, windows: int = 1) -> list[float]:
-        """Values of the last so many windows, the first window of the run left out."""
-        return values(self.training[self.window :][-windows * self.window :], name)
+    def last(self, name: str) -> list[float]:
+        """Values of the last window, the first window of the run left out."""
+        return values(self.training[self.window :][-self.window :], name)
 
 
 def values(rows: Sequence[Row], name: str) -> list[float]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
-from nlhf_zoo.training.watching.history import History, mean_and_error, swings, values
+from nlhf_zoo.training.watching.history import History, Row, mean_and_error, swings, values
 
 __all__ = ["REMEDIES", "RULES", "Limits", "exploding"]
 
@@ -37,6 +37,8 @@ class Limits:
         certain: share of the first entropy a token below which the policy counts as certain of its words.
         alike: share of the first rate of distinct answers below which answers count as alike.
         blow_up: times the median gradient norm, or the largest loss, of the last `remembered` steps.
+        harmless: gradient norm or loss that is no explosion, whatever was usual: where a judge seldom decides, most
+            gradients are zero up to rounding, and the next that is not is millions of times the median.
         streak: such steps in a row that stop the run; one that is not a number stops it at once.
         remembered: steps that the two are compared with.
         weights: times their norm at the start that the weights may grow to; fine-tuning moves it by percents.
@@ -55,6 +57,7 @@ class Limits:
     certain: float = 0.25
     alike: float = 0.5
     blow_up: float = 1000.0
+    harmless: float = 10.0
     streak: int = 3
     remembered: int = 50
     weights: float = 10.0
@@ -82,7 +85,7 @@ def collapse_to_the_reference(history: History, limits: Limits) -> str | None:
     if not rows or (len(rows) < limits.still and rows[-1]["step"] < history.steps):
         return None
     rows = rows[-1:] if rows[-1]["step"] >= history.steps else rows
-    near = all(row["win_rate_low"] <= 0.5 <= row["win_rate_high"] and row["kl"] <= limits.tiny_kl for row in rows)
+    near = all(_even(row) and row["kl"] <= limits.tiny_kl for row in rows)
     if not near or rows[0]["step"] < limits.early * history.steps:
         return None
     last = rows[-1]
@@ -116,9 +119,14 @@ def _turns(series: Sequence[float], limits: Limits) -> int:
 
 
 def weak_oracle(history: History, limits: Limits) -> str | None:
-    """The judge finds next to no difference between different answers, while most answers differ."""
+    """The judge finds next to no difference between different answers, nor between the policy and the reference.
+
+    One that tells those two apart has been satisfied: the policy's answers are now as good as each other.
+    """
     said, distinct = history.last("decisiveness"), history.last("distinct")
     if distinct and statistics.fmean(distinct) < limits.alike:
+        return None
+    if history.evaluations and not _even(history.evaluations[-1]):
         return None
     mean, error = mean_and_error(said)
     if len(said) < history.window or mean + limits.sure * error >= limits.indecisive:
@@ -128,12 +136,12 @@ def weak_oracle(history: History, limits: Limits) -> str | None:
 
 def length_exploitation(history: History, limits: Limits) -> str | None:
     """Answers grow, and among answers to one prompt the longer one wins."""
-    before, now = (mean_and_error(part) for part in (history.first("length"), history.last("length")))
+    before, now = history.before("length"), mean_and_error(history.last("length"))
     noise = (before[1] ** 2 + now[1] ** 2) ** 0.5
     if not now[0] - before[0] > max((limits.longer - 1) * before[0], limits.sure * noise):
         return None
-    # Over more than one window: when all answers have reached the limit, there is nothing left to correlate.
-    pull, error = mean_and_error(history.last("length_correlation", 4))
+    # The last that were defined: when all answers have reached the limit, there is nothing left to correlate.
+    pull, error = mean_and_error(values(history.training, "length_correlation")[-4 * history.window :])
     if not pull > max(limits.length_wins, limits.sure * error):
         return None
     return f"length grew from {before[0]:.1f} to {now[0]:.1f} tokens, and its correlation with winning is {pull:.2f}"
@@ -141,19 +149,21 @@ def length_exploitation(history: History, limits: Limits) -> str | None:
 
 def entropy_collapse(history: History, limits: Limits) -> str | None:
     """Log-probability a token rises towards 0 and the answers to one prompt become equal."""
-    entropy, distinct = (
-        [mean_and_error(part) for part in (history.first(name), history.last(name))]
-        for name in ("log_prob_per_token", "distinct")
-    )
-    (before, _), (now, error) = entropy
+    (before, _), (now, error) = history.before("log_prob_per_token"), mean_and_error(history.last("log_prob_per_token"))
+    (differed, _), (differ, doubt) = history.before("distinct"), mean_and_error(history.last("distinct"))
     certain = -now + limits.sure * error < limits.certain * -before
-    alike = distinct[1][0] + limits.sure * distinct[1][1] < limits.alike * distinct[0][0]
+    alike = differ + limits.sure * doubt < limits.alike * differed
     if not (certain and alike):
         return None
     return (
-        f"entropy fell from {-before:.2g} to {-now:.2g} nats a token, distinct answers from {distinct[0][0]:.0%} to"
-        f" {distinct[1][0]:.0%}"
+        f"entropy fell from {-before:.2g} to {-now:.2g} nats a token, distinct answers from {differed:.0%} to"
+        f" {differ:.0%}"
     )
+
+
+def _even(evaluation: Row) -> bool:
+    """Whether the win rate is not told from 1/2."""
+    return evaluation["win_rate_low"] <= 0.5 <= evaluation["win_rate_high"]
 
 
 RULES: Mapping[str, Callable[[History, Limits], str | None]] = {
@@ -171,4 +181,5 @@ def exploding(name: str, series: Sequence[float], limits: Limits) -> str | None:
     if len(before) < 8:
         return None
     usual = statistics.median(before) if name == "gradient norm" else max(before)
-    return f"{name} {now:.3g}, {now / usual:.0f} times the usual" if now > limits.blow_up * usual > 0 else None
+    explodes = now > max(limits.harmless, limits.blow_up * usual) and usual > 0
+    return f"{name} {now:.3g}, {now / usual:.0f} times the usual" if explodes else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import attrs
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nlhf_zoo.atomic import write_text
+from nlhf_zoo.training.evaluation import Answers
 from nlhf_zoo.training.module import NashTraining
-from nlhf_zoo.training.watching.history import History
+from nlhf_zoo.training.watching.history import History, mean_and_error
 from nlhf_zoo.training.watching.signatures import REMEDIES, RULES, Limits
 
 __all__ = ["Warned", "Watcher", "read_warnings"]
@@ -69,6 +70,19 @@ class Watcher(Callback):
         if trainer.global_step % max(1, window // 4) == 0:
             self._judge(trainer.global_step)
 
+    def starts_from(self, answers: Sequence[Answers]) -> None:
+        """Take in answers of the model that training starts from, several to each prompt."""
+        sampled = [
+            mean_and_error([float(length) for one in answers for length in one.lengths]),
+            mean_and_error([-one.entropy for one in answers]),
+            mean_and_error([float(len(set(row)) > 1) for row in zip(*(one.texts for one in answers), strict=True)]),
+        ]
+        start: dict[str, float] = {}
+        for name, (mean, error) in zip(("length", "log_prob_per_token", "distinct"), sampled, strict=True):
+            if math.isfinite(error):
+                start |= {name: mean, f"{name}_error": error}
+        self.history = attrs.evolve(self.history, start=start)
+
     def evaluated(self, step: int, figures: Mapping[str, Any]) -> None:
         """Take in an evaluation: the win rate against the judge trained on, and the distance."""
         rate = figures["win_rate"]["training"]
@@ -109,11 +123,12 @@ class Watcher(Callback):
         return {
             "training": [dict(row) for row in self.history.training],
             "evaluations": [dict(row) for row in self.history.evaluations],
+            "start": dict(self.history.start),
             "last_seen": dict(self.last_seen),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        kept = {name: state_dict[name] for name in ("training", "evaluations")}
+        kept = {name: state_dict[name] for name in ("training", "evaluations", "start") if name in state_dict}
         self.history = attrs.evolve(self.history, **kept)
         self.last_seen = dict(state_dict["last_seen"])
 
