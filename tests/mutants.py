@@ -1035,10 +1035,10 @@ class SlopeForgotten(FDPO):
 
 @mutant("reaches-its-target-in-the-limit")
 @attrs.frozen
-class ClaimsToReachTheForwardOptimum(FDPO):
+class ClaimsToReachTheOptimumUnderAlpha(FDPO):
     """A fixed point it is, but steps of 1 / beta are too long where f' is steep."""
 
-    divergence: str = "forward_kl"
+    divergence: str = "alpha"
 
     @property
     def guarantees(self):
@@ -1050,8 +1050,10 @@ class ClaimsTwiceTheRateOfDPO(OnlineDPO):
     @property
     def guarantees(self):
         _, rate = super().guarantees
+        assert rate.recursion is not None
 
         def twice(step, game, previous):
+            assert rate.recursion is not None
             return previous - 2 * (previous - rate.recursion(step, game, previous))
 
         return (attrs.evolve(rate, recursion=twice),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 
 from nlhf_zoo.interfaces import Divergence, ReverseKL
 from nlhf_zoo.interfaces.proximal import mixed_improvement
@@ -16,7 +16,7 @@ from nlhf_zoo_plugins.divergences import (
     JensenShannon,
     SquaredHellinger,
 )
-from tests.test_divergences import STRICT, tables
+from tests.test_divergences import STRICT, Bare, tables
 
 Anchors = list[tuple[torch.Tensor, float, Divergence]]
 MERGED = [ReverseKL(), ForwardKL(), Alpha(), Alpha(-1.0), Alpha(1.5), Alpha(3.0), ChiSquared(), SquaredHellinger()]
@@ -51,6 +51,8 @@ def residual(payoff: torch.Tensor, anchors: Anchors, log_p: torch.Tensor) -> flo
 def test_mixed_improvement_is_optimal(
     held: list[Divergence], seed: int, size: int, ratio: float, spread: float
 ) -> None:
+    # Of a bounded slope whose logarithm nobody has written, ratios beyond e^30 leave no digit.
+    assume(spread <= 10 or Bare() not in held)
     payoff = torch.rand(2, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     anchors = [(tables(2, size, seed + j, spread), (1 + j) / ratio, kind) for j, kind in enumerate(held)]
     log_p = mixed_improvement(payoff, anchors)

@@ -167,7 +167,10 @@ def _normalised(log_probs: Tensor) -> TabularPolicy:
     """The policy of (..., Y) that a log-softmax returned: the constructor without its passes over the table."""
     # A log-softmax makes a row NaN from end to end if anything in it is wrong: one column tells.
     if not bool((log_probs[..., 0] < torch.inf).all()):
-        return TabularPolicy(log_probs)  # which says what is wrong
+        raise BadInput(
+            "an update left the finite numbers, as a pairwise loss does whose slope outgrows its step; take a smaller"
+            " step size (eta) or a larger beta"
+        )
     policy = object.__new__(TabularPolicy)
     object.__setattr__(policy, "log_probs", log_probs)  # as attrs itself sets the field of a frozen class
     return policy
