@@ -14,7 +14,7 @@ from hypothesis import given, settings
 import nlhf_zoo as nz
 from nlhf_zoo.interfaces import Divergence, ReverseKL
 from nlhf_zoo.metrics import duality_gap, improvement_value, span
-from nlhf_zoo.tabular import NotConverged
+from nlhf_zoo.tabular import EXACT, NotConverged, find_equilibrium
 from nlhf_zoo.tabular.central_path import central_path
 from nlhf_zoo.tabular.general_equilibrium import _by_answers, _Problem, general_equilibrium
 from nlhf_zoo_plugins.divergences import Alpha, ChiSquared, JensenShannon, TotalVariation
@@ -181,3 +181,9 @@ def test_covering_mass_loses_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         nz.solve(game(JensenShannon(), 5, 1, 0.01), "mmd", steps=20)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.1, 0.01])
+@strict
+def test_the_tightest_tolerance_is_no_reason_to_fail(divergence: Divergence, beta: float) -> None:
+    assert float(find_equilibrium(game(divergence, 6, 4, beta), EXACT).duality_gap) <= 1e-13

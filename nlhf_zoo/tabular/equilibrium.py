@@ -19,6 +19,10 @@ __all__ = ["EXACT", "EquilibriumReport", "NotConverged", "equilibrium", "find_eq
 EXACT = 1e-20
 """A `tol` that takes a search to the limits of double precision, which leave a gap of about 1e-31 / beta."""
 
+_CERTIFIED = 1e-10
+"""What is asked of the gap under another divergence than the reverse KL at most: there it is a difference of large
+numbers, and the search goes as far as it gets whatever is asked."""
+
 _FARTHEST = 1e-2
 
 
@@ -75,7 +79,7 @@ def find_equilibrium(game: Game, tol: float = 1e-10) -> EquilibriumReport:
     - the exact proximal point method, which converges from anywhere.
     """
     if game.beta > 0 and not isinstance(game.divergence, ReverseKL):
-        found = general_equilibrium(game, tol)
+        found = general_equilibrium(game, max(tol, _CERTIFIED))
         return EquilibriumReport(found.policy, found.duality_gap, found.newton_steps, found.rescues, "newton")
     oracle = enumerable(game)
     if not isinstance(game.reference, TabularPolicy):
