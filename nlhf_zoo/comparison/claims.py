@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from nlhf_zoo.interfaces import MEASURED, Game, Guarantee, Solver
+from nlhf_zoo.interfaces import Game, Guarantee, Solver
+from nlhf_zoo.interfaces.guarantee import MEASURED
 from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.tabular import TabularPolicy
 

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import MEASURED
+from nlhf_zoo.interfaces.guarantee import MEASURED
 
 __all__ = [
     "FLOOR",
