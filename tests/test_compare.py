@@ -570,7 +570,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("change", "words"),
     [
         ({"queries": 80}, "with queries 40, not 80"),
-        ({"steps": 5}, "with steps unlimited, not 5"),
+        ({"steps": 5}, "with steps none, not 5"),
         ({"seeds": 1}, "with the seeds 3 to 4, not 3 to 3"),
         ({"seed": 4}, "with the seeds 3 to 4, not 4 to 5"),
         ({"games": BEFORE["games"][1:]}, "with a game 'rock_paper_scissors', which this one lacks"),

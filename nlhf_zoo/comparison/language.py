@@ -227,6 +227,8 @@ class LanguageKind(Kind):
         if played is None:
             return tuple(WorstCase(judge) for judge in self.judges)
         task, cell = played
+        if not task.verdicts.exists():
+            raise BadInput(f"{task.verdicts}: the policies' verdicts are gone; put it back, or give a new folder")
         with np.load(task.verdicts, allow_pickle=False) as verdicts:
             judges = [judge for judge in self.judges if judge in verdicts]
             return tuple(WorstCase(judge, _worst_cases(verdicts[judge], cell["runs"])) for judge in judges)

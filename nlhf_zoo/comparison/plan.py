@@ -82,4 +82,4 @@ def _lacking(what: str, label: str, now: Mapping[str, Any]) -> str:
 
 
 def _shown(value: float | None) -> str:
-    return "unlimited" if value is None else str(value)
+    return "none" if value is None else str(value)
