@@ -45,11 +45,12 @@ def run(out: Path, quick: bool) -> None:
     few = slice(2) if quick else slice(None)
     solvers = ("nash_mp", "nash_md", RIVAL) if quick else SOLVERS
     grid = [_entry(name, {"train.learning_rate": list(RATES[few])}) for name in solvers]
-    contest = play(workshop, [0.5], grid)
+    contest = play(workshop, "contest", [0.5], grid)
     chosen = contest.choices()
-    weighed = play(workshop, WEIGHTS[few], [_entry(name, chosen[name]) for name in ("nash_mp", RIVAL)])
-    sweep = play(workshop, [0.5], [_entry("nash_mp", chosen["nash_mp"] | {"kappa": kappa}) for kappa in KAPPAS[few]])
-    continued = play(workshop.longer(LONGER), [0.5], [_entry(name, chosen[name]) for name in CONTINUED])
+    weighed = play(workshop, "weights", WEIGHTS[few], [_entry(name, chosen[name]) for name in ("nash_mp", RIVAL)])
+    kappas = [_entry("nash_mp", chosen["nash_mp"] | {"kappa": kappa}) for kappa in KAPPAS[few]]
+    sweep = play(workshop, "kappas", [0.5], kappas)
+    continued = play(workshop.longer(LONGER), "continued", [0.5], [_entry(name, chosen[name]) for name in CONTINUED])
     found = [
         *_tuning(contest, measures),
         *_part("solvers", contest.runs, measures),

@@ -150,12 +150,13 @@ class Played:
         return {row["name"]: dict(row["options"]) for row in game["table"]}
 
 
-def play(workshop: Workshop, weights: Sequence[float], solvers: Sequence[Any]) -> Played:
+def play(workshop: Workshop, called: str, weights: Sequence[float], solvers: Sequence[Any]) -> Played:
     """Compare solvers, given as `nz.compare` takes them, at equal budgets of queries and of tokens.
 
-    All comparisons of a workshop share a folder, so that a run which two of them have is made once.
+    Args:
+        called: the comparison's folder in the workshop.
     """
-    scale, out = workshop.scale, workshop.folder / "played"
+    scale, out = workshop.scale, workshop.folder / called
     comparison = nz.compare(
         games=[workshop.game(weight) for weight in weights],
         solvers=solvers,
@@ -171,7 +172,6 @@ def play(workshop: Workshop, weights: Sequence[float], solvers: Sequence[Any]) -
     found: dict[str, list[Trained]] = {"run": [], "tuning": []}
     for (role, cell), mine in rows.items():
         found[role].append(_trained(mine, workshop.measures.table(out / "runs" / cell / "policy")))
-    # The next comparison in this folder writes its own over it.
     win_rates = pq.read_table(out / "win_rates.parquet").to_pylist()
     return Played(comparison.summary, win_rates, found["run"], found["tuning"])
 
