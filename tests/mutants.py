@@ -349,12 +349,13 @@ class HalfStepOutsideTheState(MP):
     memory: dict[int, Any] = attrs.field(factory=dict, eq=False)
 
     def opponent(self, game, state):
-        return self.memory.get(id(state.current), state.current) if state.phase else state.current
+        return self.memory.get(id(state.current), (None, state.current))[1] if state.phase else state.current
 
     def accept(self, game, state, outcome):
         if state.phase:
             return state.next(current=outcome.policy)
-        self.memory[id(state.current)] = outcome.policy
+        # What is kept alive has its number for itself.
+        self.memory[id(state.current)] = state.current, outcome.policy
         return state.middle()
 
 
