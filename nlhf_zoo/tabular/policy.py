@@ -168,8 +168,8 @@ def _normalised(log_probs: Tensor) -> TabularPolicy:
     # A log-softmax makes a row NaN from end to end if anything in it is wrong: one column tells.
     if not bool((log_probs[..., 0] < torch.inf).all()):
         raise BadInput(
-            "the payoffs of an update are no finite numbers: the oracle's are not, or a pairwise loss's slope outgrows its"
-            " step; for the latter take a smaller step size (eta) or a larger beta"
+            "the payoffs of an update are no finite numbers: the oracle's are not, or a pairwise loss's slope outgrows"
+            " its step; for the latter take a smaller step size (eta) or a larger beta"
         )
     policy = object.__new__(TabularPolicy)
     object.__setattr__(policy, "log_probs", log_probs)  # as attrs itself sets the field of a frozen class
