@@ -259,10 +259,10 @@ class _Work:
         games: dict[str, Any] = {}
         contestants, rankings, win_rates, samples = [], [], [], []
         for game in self.games:
-            kind = self.kinds[game.label]
+            kind, after = self.kinds[game.label], self._after(game)
             played = Played(
                 game=game,
-                criteria=kind.criteria(self.folder, self._cells, self._after(game)),
+                criteria=kind.criteria(self.folder, self._cells, after),
                 seeds=self.seeds(game),
                 cells={
                     entry: {run.seed: (run, self._cells[run.key]) for run in runs if run.key in self._cells}
@@ -271,7 +271,7 @@ class _Work:
                 choices=self.choices[game.label],
                 deterministic=kind.deterministic,
             )
-            extra = kind.describe(self.folder, self._cells, self._after(game))
+            extra = kind.describe(self.folder, self._cells, after)
             win_rates += [{"game": game.label, **row} for row in extra.pop("win_rates", ())]
             samples += [{"game": game.label, **row} for row in extra.pop("samples", ())]
             games[game.label], ranks = game_summary(played, {"budget": kind.budget, **extra})
