@@ -28,7 +28,8 @@ from nlhf_zoo.interfaces import Game, PreferenceOracle
 from nlhf_zoo.llm import CausalLMPolicy, Decoding
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.training.config import TrainConfig
-from nlhf_zoo.training.cost import Device, Shape, passes, seconds
+from nlhf_zoo.training.cost import Device, Held, Shape, seconds
+from nlhf_zoo.training.estimate import passes
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.run import train
 
@@ -137,9 +138,11 @@ def main() -> None:
             texts = [json.dumps({"prompt": f"{i:032d}"}) for i in range(32)]
             (folder / "prompts.jsonl").write_text("\n".join(texts), encoding="utf-8")
             for solver in options.solvers:
-                work, _ = passes(configure(solver, **SOLVERS[solver]), game, 1)
+                work, held = passes(configure(solver, **SOLVERS[solver]), game, 1)
                 rows = PROMPTS * SAMPLES
-                expected = seconds(Shape.of(network), work, device, rows=rows, prompt=PROMPT, response=RESPONSE)
+                expected = seconds(
+                    Shape.of(network), Held(held), work, device, rows=rows, prompt=PROMPT, response=RESPONSE
+                )
                 took = measured(folder, solver, options.steps)
                 parts = ", ".join(f"{part} {value:.3f}" for part, value in attrs.asdict(expected).items() if value)
                 ratio = expected.step / took

@@ -16,8 +16,12 @@ from nlhf_zoo.drive import configure
 from nlhf_zoo.interfaces import PreferenceOracle
 from nlhf_zoo.llm import CausalLMPolicy, Decoding
 from nlhf_zoo.llm.forward import forward
+from nlhf_zoo.llm.host import HostNetwork
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
-from nlhf_zoo.training.cost import DEVICES, Passes, Shape, memory, passes, seconds
+from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.cost import DEVICES, Held, Passes, Shape, memory, seconds
+from nlhf_zoo.training.estimate import estimate, passes
+from nlhf_zoo.training.memory import load_pool
 
 TOKENIZER = byte_tokenizer()
 
@@ -40,7 +44,7 @@ def test_memory_is_that_of_the_tensors(hidden: int, layers: int, checkpointing: 
     policy = CausalLMPolicy(network, TOKENIZER, Decoding(max_new_tokens=48, allowed_tokens=tuple(range(3, 259))))
     rows, prompts = 8, policy.encode(["x" * 31] * 4)
     responses = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
-    expected = memory(Shape.of(network), 3, rows=rows, prompt=32, response=48, checkpointing=checkpointing)
+    expected = memory(Shape.of(network), Held(3), rows=rows, prompt=32, response=48, checkpointing=checkpointing)
 
     weights = set(network.parameters())
     optimizer = torch.optim.AdamW(weights)
@@ -81,10 +85,30 @@ def memory_without_blocks(expected: Any, network: Any, rows: int) -> float:
     return rows * 80 * 4 * network.config.hidden_size * (network.config.num_hidden_layers + 3)
 
 
+@pytest.mark.parametrize("changes", [{}, {"frozen_dtype": "bfloat16"}, {"lora_rank": 4}], ids=str)
+def test_an_estimate_counts_networks_as_they_are_held(tmp_path: Path, changes: dict[str, Any]) -> None:
+    small_llama(TOKENIZER, hidden=32, layers=2, heads=4, seed=0).save_pretrained(tmp_path / "lm")
+    TOKENIZER.save_pretrained(tmp_path / "lm")
+    config = TrainConfig(model=str(tmp_path / "lm"), prompts="", oracle="", out=tmp_path / "o", **changes)
+    found = estimate(config, "h100")
+    pool = load_pool(config, TOKENIZER, Decoding())
+    pool.restore({"slots": {}, "spares": found["models_held"] - 2})
+    for spare in pool.spares:
+        if isinstance(spare, HostNetwork):
+            spare(input_ids=torch.zeros(1, 1, dtype=torch.long))
+    held = [spare.copied if isinstance(spare, HostNetwork) else spare.parameters() for spare in pool.spares]
+    bases = [] if pool.base is None else [pool.base]
+    there = {w for network in (pool.student, pool.reference, *bases) for w in network.parameters()}
+    assert found["gib"]["weights"] * 2**30 == bytes_of(there.union(*held))
+    trained = bytes_of(w for w in pool.student.parameters() if w.requires_grad)
+    assert found["gib"]["gradients"] * 2**30 == trained
+    assert found["gib"]["optimizer"] * 2**30 == 2 * trained
+
+
 def test_spread_memory_is_divided_and_gathered_to_generate() -> None:
     shape = Shape.of(small_llama(TOKENIZER, hidden=64, layers=2, heads=4, seed=0))
     sizes = {"rows": 2, "prompt": 4, "response": 4}
-    alone, spread = memory(shape, 3, **sizes), memory(shape, 3, devices=8, spread=True, **sizes)
+    alone, spread = memory(shape, Held(3), **sizes), memory(shape, Held(3), devices=8, spread=True, **sizes)
     assert spread.weights + spread.gradients + spread.optimizer == 6 * shape.parameters * 4 / 8
     assert spread.gathered == shape.parameters * 4
     assert alone.gathered == 0
@@ -110,16 +134,20 @@ def test_time_grows_as_the_work_does() -> None:
     sizes: dict[str, Any] = {"rows": 8, "prompt": 32, "response": 64}
     h100, h200 = DEVICES["h100"], DEVICES["h200"]
     work = Passes(1, 1, 2, 1)
-    base = seconds(shape, work, h100, **sizes)
-    thrice = seconds(shape, work, h100, accumulate=3, **sizes)
+    base = seconds(shape, Held(3), work, h100, **sizes)
+    thrice = seconds(shape, Held(3), work, h100, accumulate=3, **sizes)
     assert thrice.step - thrice.updating == pytest.approx(3 * (base.step - base.updating))
     assert thrice.updating == base.updating > 0, "one update a step"
-    dear = seconds(shape, work, attrs.evolve(h100, calling=2 * h100.calling), **sizes)
+    dear = seconds(shape, Held(3), work, attrs.evolve(h100, calling=2 * h100.calling), **sizes)
     assert dear.generating - base.generating == pytest.approx(64 * 2 * h100.calling), "each token, each layer"
-    assert seconds(shape, work, h200, **sizes).generating < base.generating  # it reads faster, and computes the same
-    assert seconds(shape, work, h200, **sizes).training == base.training
-    assert seconds(shape, attrs.evolve(work, reading=3), h100, **sizes).generating == pytest.approx(3 * base.generating)
-    assert base.exchanging == 0 < seconds(shape, work, h100, devices=8, **sizes).exchanging
+    assert (
+        seconds(shape, Held(3), work, h200, **sizes).generating < base.generating
+    )  # it reads faster, and computes the same
+    assert seconds(shape, Held(3), work, h200, **sizes).training == base.training
+    assert seconds(shape, Held(3), attrs.evolve(work, reading=3), h100, **sizes).generating == pytest.approx(
+        3 * base.generating
+    )
+    assert base.exchanging == 0 < seconds(shape, Held(3), work, h100, devices=8, **sizes).exchanging
 
 
 def test_an_estimate_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

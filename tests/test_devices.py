@@ -149,6 +149,15 @@ def test_spread_weights_are_the_same_run_and_resume(folder: Path, one: str) -> N
 
 
 @pytest.mark.slow
+def test_adapters_of_a_spread_model_are_the_same_run_and_resume(folder: Path) -> None:
+    train(folder, "adapters", lora_rank=4, accumulate=2)
+    train(folder, "spread_adapters", **SPREAD, lora_rank=4, steps=1)
+    train(folder, "spread_adapters", **SPREAD, lora_rank=4, steps=3, resume=True)
+    train(folder, "spread_adapters", **TWO, lora_rank=4, resume=True)
+    equal_runs(folder, "adapters", "spread_adapters")
+
+
+@pytest.mark.slow
 def test_a_run_moves_between_devices(folder: Path, one: str) -> None:
     train(folder, "moves", **TWO, steps=1)
     train(folder, "moves", **SPREAD, steps=2, resume=True)

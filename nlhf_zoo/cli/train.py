@@ -22,7 +22,7 @@ def run(config: TrainConfig) -> Answer:
     # Misspelt names and hyperparameters are said before the language-model libraries are loaded.
     configured(config.solver, config.solver_options)
     if config.estimate is not None:
-        from nlhf_zoo.training.cost import estimate
+        from nlhf_zoo.training.estimate import estimate
 
         expected = estimate(config, config.estimate)
         return Answer(expected, lambda console: _show(expected, console))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from nlhf_zoo.llm.forward import base_network
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -28,18 +31,26 @@ def empty_copies(network: nn.Module) -> Callable[[], nn.Module]:
     return lambda: copy.deepcopy(empty)
 
 
-def shard(network: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy) -> None:
+def shard(
+    network: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, whole: Iterable[nn.Parameter] = ()
+) -> None:
     """Spread a network's weights over a mesh, in place, one transformer block at a time.
 
     Blocks are the modules that transformers does not split (`_no_split_modules`); what is outside of them (embeddings,
     the last norm, the head) makes one group more.
+
+    Args:
+        whole: parameters that stay as they are on every process; their gradients are not summed either.
     """
     from torch.distributed.fsdp import fully_shard
 
+    spread = functools.partial(
+        fully_shard, mesh=mesh, mp_policy=mixed, reshard_after_forward=True, ignored_params=set(whole)
+    )
     blocks = {name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in [m for m in network.modules() if type(m).__name__ in blocks]:
-        fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
-    fully_shard(network, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+        spread(module)
+    spread(network)
 
 
 def whole_copy(network: nn.Module, empty: Any) -> nn.Module:
@@ -61,7 +72,8 @@ def gathered(networks: Iterable[nn.Module]) -> Iterator[None]:
     Generation reads the weights once a token. Gathered once, they cost no communication in between, and processes
     may stop at different lengths. The price is one network's memory, in the precision it is computed in.
     """
-    parts = [part for network in networks for part in _spread_parts(network)]
+    # Adapters share the model that is spread.
+    parts = list(dict.fromkeys(part for network in networks for part in _spread_parts(network)))
     try:
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
@@ -74,8 +86,8 @@ def gathered(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def is_spread(network: nn.Module) -> bool:
-    """Whether a network's weights are spread over processes."""
-    return next(iter(_spread_parts(network)), None) is network
+    """Whether a network's weights, or those of the model that it adapts, are spread over processes."""
+    return bool(_spread_parts(network))
 
 
 def _spread_parts(network: nn.Module) -> list[Any]:
@@ -84,4 +96,4 @@ def _spread_parts(network: nn.Module) -> list[Any]:
         return []
     from torch.distributed.fsdp import FSDPModule
 
-    return [module for module in network.modules() if isinstance(module, FSDPModule)]
+    return [module for module in base_network(network).modules() if isinstance(module, FSDPModule)]

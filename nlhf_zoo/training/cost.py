@@ -8,22 +8,11 @@ Judges and tokenisation are not in it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
-from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Itself, PreferenceOracle, Solver, Update
-from nlhf_zoo.llm import Decoding
-from nlhf_zoo.llm.policy import as_language, same_network
-from nlhf_zoo.training.networks import NetworkPool, SlotPolicy, rehearse
-
-if TYPE_CHECKING:
-    from nlhf_zoo.training.config import TrainConfig
-
-__all__ = ["DEVICES", "Device", "Memory", "Passes", "Seconds", "Shape", "estimate", "memory", "passes", "seconds"]
-
-GIB = 2**30
+__all__ = ["DEVICES", "Device", "Held", "Memory", "Passes", "Seconds", "Shape", "memory", "seconds"]
 
 
 @attrs.frozen
@@ -64,9 +53,15 @@ DEVICES = {
 
 @attrs.frozen
 class Shape:
-    """What of a causal language model costs something."""
+    """What of a causal language model costs something.
+
+    Attributes:
+        parameters: numbers of all weights.
+        embedded: those of the embeddings and the head among them, which no quantisation touches.
+    """
 
     parameters: int
+    embedded: int
     layers: int
     hidden: int
     inner: int
@@ -82,6 +77,7 @@ class Shape:
         heads = config.num_attention_heads
         return cls(
             parameters=sum(parameter.numel() for parameter in network.parameters()),
+            embedded=sum(weight.numel() for weight in {network.get_input_embeddings().weight, _head(network)}),
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
@@ -91,22 +87,48 @@ class Shape:
             vocabulary=config.vocab_size,
         )
 
-    @classmethod
-    def load(cls, model: str, trust_remote_code: bool = False) -> Shape:
-        """Of a hub id or folder, whose weights are not read.
 
-        Raises:
-            BadInput: no such model, or not a causal language model with attention.
-        """
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+def _head(network: Any) -> Any:
+    return (network.get_output_embeddings() or network.get_input_embeddings()).weight
 
-        try:
-            config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-            with torch.device("meta"):
-                return cls.of(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise BadInput(f"model {model!r} cannot be estimated: {str(error).strip().splitlines()[0]}") from None
+
+@attrs.frozen
+class Held:
+    """How many networks there are, and how they are held.
+
+    Attributes:
+        networks: student and reference included.
+        trained: bytes a number of what trains.
+        frozen: bytes a number of what does not.
+        quantised: whether the frozen weights, but for embeddings and head, take 4 bits each and their scales.
+        away: whether frozen networks rest in the host's memory, and are on the device one at a time.
+        adapter: numbers of one adapter, where the networks are adapters of one frozen model; 0 where each is a model.
+    """
+
+    networks: int
+    trained: int = 4
+    frozen: int = 4
+    quantised: bool = False
+    away: bool = False
+    adapter: int = 0
+
+    def weights(self, shape: Shape, parts: int) -> float:
+        """Bytes on a device, of weights that are spread over `parts` devices."""
+        one = shape.parameters * self.frozen
+        if self.quantised:
+            one = shape.embedded * self.frozen + (shape.parameters - shape.embedded) * _NF4
+        if self.adapter:
+            return one / parts + self.networks * self.adapter * self.trained
+        others = min(self.networks - 1, 1 if self.away else self.networks)
+        return (shape.parameters * self.trained + others * one) / parts
+
+    def training(self, shape: Shape, parts: int) -> float:
+        """Numbers on a device that have a gradient; adapters are whole on every device."""
+        return self.adapter or shape.parameters / parts
+
+
+_NF4 = 0.516
+"""Bytes a number: 4 bits, and for every 64 numbers a scale of 8 bits that is itself scaled (arXiv 2305.14314)."""
 
 
 @attrs.frozen
@@ -124,30 +146,6 @@ class Passes:
     reading: float
     scored: float
     trained: float
-
-
-def passes(solver: Solver, game: Game, inner_steps: int) -> tuple[Passes, int]:
-    """The passes of a solver's batches, and the networks it holds, student and reference included."""
-    found: list[Passes] = []
-    pool: NetworkPool | None = None
-    for pool, dry, update in rehearse(solver, game, inner_steps):
-        found.append(_passes(pool, dry, update))
-    assert pool is not None
-    columns = zip(*(attrs.astuple(one) for one in found), strict=True)
-    return Passes(*(sum(column) / len(found) for column in columns)), 2 + len(pool.spares)
-
-
-def _passes(pool: NetworkPool, game: Game, update: Update) -> Passes:
-    student = pool.policy()
-    terms = () if update.opponent is None or isinstance(update.opponent, Itself) else update.opponent.terms
-    others = [as_language(policy) for policy, _ in terms if not same_network(as_language(policy), student)]
-    frozen = [anchor.policy for anchor in update.anchors]
-    if update.loss is not None:
-        frozen += [update.start, game.reference]
-    scored = sum(not same_network(as_language(policy), student) for policy in frozen)
-    joins = update.loss is not None and update.loss.joins(update)
-    trained = 1 + (len(others) if joins else 0)
-    return Passes(1 + len(others), 1 + sum(len(other.parts) for other in others), scored, trained)
 
 
 @attrs.frozen
@@ -181,12 +179,11 @@ class Memory:
 
 def memory(
     shape: Shape,
-    held: int,
+    held: Held,
     *,
     rows: int,
     prompt: int,
     response: int,
-    weight_bytes: int = 4,
     compute_bytes: int = 4,
     devices: int = 1,
     spread: bool = False,
@@ -196,11 +193,9 @@ def memory(
     """Bytes on each device.
 
     Args:
-        held: networks, student and reference included.
         rows: responses a batch: prompts times samples.
         prompt: tokens of a prompt, padding included.
         response: tokens of a response.
-        weight_bytes: bytes a number of the weights: 4 in float32 and under autocast.
         compute_bytes: bytes a number of the activations: 2 in bf16.
         devices: in the run.
         spread: whether weights are spread over them (fsdp2).
@@ -208,7 +203,7 @@ def memory(
         reading: networks that generate together.
     """
     parts = devices if spread else 1
-    one = shape.parameters * weight_bytes
+    training = held.training(shape, parts) * held.trained
     tokens = rows * (prompt + response)
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     # Norms compute in float32: input, normalised and scaled. Attention keeps q, k, v and its answer twice, once as
@@ -217,10 +212,10 @@ def memory(
     kept = shape.hidden * compute_bytes if checkpointing else block
     activations = tokens * (shape.layers * kept + (block if checkpointing else 0) + 3 * shape.hidden * 4)
     return Memory(
-        weights=held * one / parts,
-        gradients=one / parts,
-        optimizer=2 * one / parts,
-        gathered=reading * shape.parameters * compute_bytes if spread else 0,
+        weights=held.weights(shape, parts),
+        gradients=training,
+        optimizer=2 * training,
+        gathered=(1 if held.adapter else reading) * shape.parameters * compute_bytes if spread else 0,
         cache=reading * tokens * shape.layers * 2 * keys * compute_bytes,
         activations=activations,
         logits=3 * rows * response * shape.vocabulary * 4,
@@ -244,6 +239,7 @@ class Seconds:
 
 def seconds(
     shape: Shape,
+    held: Held,
     work: Passes,
     device: Device,
     *,
@@ -270,17 +266,18 @@ def seconds(
     generating = work.reading * response * (token + called)
     one = tokens * forward / flops + called
     scoring = work.scored * one
-    training = work.trained * one * (4 if checkpointing else 3)
+    # The backward pass multiplies once for the activations' gradients, and once for those of weights that train.
+    training = work.trained * one * (1 + (1 if held.adapter else 2) + int(checkpointing))
     # Weights, gradients and two moments are read, all but the gradients written, three times more passed through.
-    updating = 10 * 4 * shape.parameters / (devices if spread else 1) / stream
+    updating = 10 * 4 * held.training(shape, devices if spread else 1) / stream
     link = device.network if nodes > 1 else device.link
     exchanged = 0.0
     if devices > 1 and spread:
         # Gathered for each network that generates or scores, twice for what trains, whose gradients are summed too.
         gathers = work.reading + work.scored + 2 * work.trained
-        exchanged = accumulate * shape.parameters * (gathers * compute_bytes + 4) / link
+        exchanged = accumulate * shape.parameters * (gathers * compute_bytes + (0 if held.adapter else 4)) / link
     elif devices > 1:
-        exchanged = 2 * shape.parameters * 4 / link
+        exchanged = 2 * held.training(shape, 1) * 4 / link
     share = (devices - 1) / devices
     return Seconds(
         generating=accumulate * generating,
@@ -289,54 +286,3 @@ def seconds(
         updating=updating,
         exchanging=exchanged * share,
     )
-
-
-class _Absent(PreferenceOracle):
-    """Nobody is asked in a rehearsal."""
-
-    def probability(self, prompts: Any, first: Any, second: Any) -> Any:
-        raise NotImplementedError
-
-
-def estimate(config: TrainConfig, name: str) -> dict[str, Any]:
-    """What `nlhf-zoo train --estimate NAME` prints: memory in GiB a device, seconds a step, hours in all.
-
-    Raises:
-        BadInput: an unknown device, or settings whose number of devices is not known before they are there.
-    """
-    from nlhf_zoo.drive import configure
-    from nlhf_zoo.registry import lookup
-
-    if name not in DEVICES:
-        raise BadInput(f"estimate: unknown device {name!r}; known are {', '.join(DEVICES)}")
-    if not str(config.devices).isdigit():
-        raise BadInput(f"estimate: devices must be a number, got {config.devices!r}")
-    device, shape = DEVICES[name], Shape.load(config.model, config.trust_remote_code)
-    options = {**lookup("solvers", config.solver).practical(config.beta), **config.solver_options}
-    game = Game(_Absent(), SlotPolicy(None, None, Decoding()), config.beta)
-    work, held = passes(configure(config.solver, **options), game, config.inner_steps)
-    devices = int(config.devices) * config.nodes
-    sizes: dict[str, Any] = {
-        "rows": config.batch_size * config.num_samples,
-        "prompt": config.max_prompt_tokens,
-        "response": config.max_new_tokens,
-        "compute_bytes": 4 if config.precision.startswith("32") else 2,
-        "devices": devices,
-        "spread": config.strategy == "fsdp2",
-        "checkpointing": config.gradient_checkpointing,
-    }
-    weight_bytes = 2 if config.precision in ("bf16-true", "16-true") else 4
-    reading = 1 + int(work.reading > work.sampled)
-    room = memory(shape, held, weight_bytes=weight_bytes, reading=reading, **sizes)
-    time = seconds(shape, work, device, accumulate=config.accumulate, nodes=config.nodes, **sizes)
-    return {
-        "device": name,
-        "devices": devices,
-        "parameters": shape.parameters,
-        "models_held": held,
-        "gib": {key: value / GIB for key, value in attrs.asdict(room).items()} | {"peak": room.peak / GIB},
-        "fits": room.peak < 0.9 * device.memory,
-        "seconds": attrs.asdict(time) | {"step": time.step},
-        "hours": config.steps * time.step / 3600,
-        "left_out": "judges, evaluation, and what the allocator and CUDA take (about a tenth of the memory)",
-    }

@@ -21,7 +21,7 @@ from nlhf_zoo.training.networks import NetworkPool
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["adapter_pool", "load_pool", "whole_pool"]
+__all__ = ["adapter_pool", "check_holding", "load_pool", "whole_pool"]
 
 
 def load_pool(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> NetworkPool:
@@ -30,7 +30,7 @@ def load_pool(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, decoding:
     Raises:
         BadInput: a model that cannot be loaded, or options that do not go together.
     """
-    _check(config)
+    check_holding(config)
     frozen = torch.bfloat16 if config.frozen_dtype == "bfloat16" else torch.float32
     load = functools.partial(load_causal_lm, trust_remote_code=config.trust_remote_code)
     if config.lora_rank:
@@ -45,21 +45,21 @@ def load_pool(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, decoding:
     return pool
 
 
-_WHOLE_ONLY = {
-    "lora_rank": (
-        "under fsdp2 the adapters that a solver comes to remember would have to join a base whose weights are spread"
-        " already, which is not built"
-    ),
-    "frozen_dtype": "fsdp2 holds every network in float32, in shares",
-    "frozen_device": "fsdp2 spreads the frozen networks over the devices instead",
+_NOT_SPREAD = {
+    "load_in_4bit": "fsdp2 cannot spread weights in 4 bit; give frozen_dtype bfloat16 instead",
+    "frozen_device": "fsdp2 spreads the frozen networks over the devices instead; leave it out",
+    "frozen_dtype": "fsdp2 holds every whole network in float32, in shares; give lora_rank too, or leave it out",
 }
 
 
-def _check(config: TrainConfig) -> None:
+def check_holding(config: TrainConfig) -> None:
+    """Raises:
+    BadInput: options for holding networks that do not go together.
+    """
     if config.strategy == "fsdp2":
-        wanted = [name for name in _WHOLE_ONLY if getattr(config, name)]
-        if wanted:
-            raise BadInput(f"{wanted[0]}: {_WHOLE_ONLY[wanted[0]]}; leave it out, or use ddp")
+        refused = _NOT_SPREAD.keys() - ({"frozen_dtype"} if config.lora_rank else set())
+        for name in (name for name in _NOT_SPREAD if name in refused and getattr(config, name)):
+            raise BadInput(f"{name}: {_NOT_SPREAD[name]}; or use ddp")
     if config.load_in_4bit and not config.lora_rank:
         raise BadInput("load_in_4bit: weights in 4 bit cannot be trained; give lora_rank too")
     if config.lora_targets and not config.lora_rank:

@@ -17,6 +17,7 @@ from torch import nn
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update
 from nlhf_zoo.llm import Decoding, GeometricMixture, LanguagePolicy
+from nlhf_zoo.llm.forward import base_network
 from nlhf_zoo.llm.host import copy_weights, frozen_copy
 from nlhf_zoo.llm.policy import average_into
 from nlhf_zoo.llm.sharding import empty_copies, whole_copy
@@ -113,8 +114,15 @@ class NetworkPool(nn.Module):
         parts = {"reference": self.reference, **({} if self.base is None else {"base": self.base})}
         return {f"{part}.{name}" for part, module in parts.items() for name in module.state_dict()}
 
-    def spread(self, shard: Callable[[nn.Module], None]) -> None:
-        """Spread every network over the processes by `shard`, those that are made later too."""
+    def spread(self, shard: Callable[..., None]) -> None:
+        """Spread every network over the processes by `shard`, those that are made later too.
+
+        Of adapters the model that they share is spread; they themselves are small, and whole on every process.
+        """
+        if self.base is not None:
+            adapters = (self.student, self.reference, *self.spares)
+            shard(base_network(self.base), whole=[p for network in adapters for p in network.parameters()])
+            return
         self._shard, self._empty = shard, empty_copies(self.student)
         for network in (self.student, self.reference, *self.spares):
             shard(network)

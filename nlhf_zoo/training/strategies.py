@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from nlhf_zoo.errors import BadInput
@@ -52,13 +53,29 @@ class ShardedStrategy(ModelParallelStrategy):
     def __init__(self) -> None:
         super().__init__(save_distributed_checkpoint=False)
 
-    def shard(self, network: nn.Module) -> None:
-        """Spread a network over all devices, in place; computed in the precision of the run, summed in float32."""
+    def shard(self, network: nn.Module, whole: Iterable[nn.Parameter] = ()) -> None:
+        """Spread a network over all devices, in place; computed in the precision of the run, summed in float32.
+
+        Args:
+            whole: its parameters that every device holds all of, whose gradients `post_backward` brings together.
+        """
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         mixed = MixedPrecisionPolicy()
         if self.precision_plugin.precision == "bf16-mixed":
             mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        shard(network, mesh, mixed)
+        shard(network, mesh, mixed, whole)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        super().post_backward(closure_loss)
+        assert self.model is not None
+        gradients = [p.grad for p in self.model.parameters() if not (p.grad is None or isinstance(p, DTensor))]
+        if gradients:
+            # Of earlier batches of the step they are equal on all processes already, and a mean leaves them so.
+            together = torch.cat([gradient.flatten() for gradient in gradients])
+            torch.distributed.all_reduce(together)
+            parts = (together / self.world_size).split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -77,6 +94,8 @@ class ShardedStrategy(ModelParallelStrategy):
         """The whole state with parameters by number, on the first process; nothing on the others."""
         assert self.model is not None
         plain = _plain(optimizer)
+        if not _spread(plain):
+            return plain.state_dict() if self.global_rank == 0 else {}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         named = cast(dict[str, Any], get_optimizer_state_dict(self.model, plain, options=options))
         if self.global_rank != 0:
@@ -91,6 +110,9 @@ class ShardedStrategy(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True)
         for optimizer, numbered in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             plain = _plain(optimizer)
+            if not _spread(plain):
+                plain.load_state_dict(numbered)
+                continue
             names = self._names(plain)
             state = {names[number]: value for number, value in numbered["state"].items()}
             groups = [{**g, "params": [names[number] for number in g["params"]]} for g in numbered["param_groups"]]
@@ -102,6 +124,10 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _spread(optimizer: Optimizer) -> bool:
+    return any(isinstance(parameter, DTensor) for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
