@@ -44,9 +44,10 @@ def shard(
     """
     from torch.distributed.fsdp import fully_shard
 
-    spread = functools.partial(
-        fully_shard, mesh=mesh, mp_policy=mixed, reshard_after_forward=True, ignored_params=set(whole)
-    )
+    how: dict[str, Any] = {"mesh": mesh, "mp_policy": mixed, "reshard_after_forward": True}
+    if left := set(whole):
+        how["ignored_params"] = left  # a keyword that older versions of torch do not have
+    spread = functools.partial(fully_shard, **how)
     blocks = {name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in [m for m in network.modules() if type(m).__name__ in blocks]:
         spread(module)
