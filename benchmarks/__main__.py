@@ -13,6 +13,7 @@ BENCHMARKS = {
     "divergences": "a step, an improvement and an equilibrium under other divergences (seconds)",
     "winners": "the exact von Neumann winner beside other libraries (minutes)",
     "payoffs": "batched Nash-MP beside the memory's speed, and operators with a million responses (minutes)",
+    "payoffs_gpu": "batched Nash-MP on a GPU beside its memory's bandwidth, eager and as CUDA graphs (a minute)",
     "llm_step": "a training step on a language model beside TRL 1.13.0's, and where its time goes (minutes)",
     "comparisons": "what compare costs beside its solvers, and two processes beside one (minutes)",
     "worst_case": "what compare ranks language models by, beside the truth, on games where it is known (a minute)",

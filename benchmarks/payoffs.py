@@ -1,6 +1,6 @@
 """Batched payoffs beside the speed of the memory, and operators with a million responses.
 
-python -m benchmarks payoffs --runs 7 --threads 1 [--device cuda] [--no-peers] [--no-operators]
+python -m benchmarks payoffs --runs 7 --threads 1 [--no-peers] [--no-operators]
 
 Every cell runs 100 Nash-MP iterations through `nlhf_zoo.drive.iterates`, in turn with a read of 512 MB, with the
 plain `matmul` and with the product alone. GB/s is the bytes of P read (two payoffs an iteration) over time; on a
@@ -39,7 +39,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each, after one warm-up")
     parser.add_argument("--threads", type=int, help="of torch, and of the products; torch's own choice otherwise")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--no-peers", action="store_true", help="leave out the Python loops over games")
     parser.add_argument("--no-operators", action="store_true", help="leave out the operators")
     parser.add_argument("--operator", choices=list(OPERATORS), help=argparse.SUPPRESS)
@@ -49,34 +48,33 @@ def main() -> None:
         return
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    device = torch.device(asked.device)
-    print(f"torch {torch.__version__}, numpy {np.__version__}, {torch.get_num_threads()} thread(s), {device}")
+    print(f"torch {torch.__version__}, numpy {np.__version__}, {torch.get_num_threads()} thread(s)")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, OMP_WAIT_POLICY", end=" ")
     print(os.environ.get("OMP_WAIT_POLICY", "as it comes"))
-    measure_batches(device, asked.runs)
-    if not asked.no_peers and device.type == "cpu":
+    measure_batches(asked.runs)
+    if not asked.no_peers:
         measure_peers()
     if not asked.no_operators:
         for name in OPERATORS:
             subprocess.run([sys.executable, "-m", "benchmarks.payoffs", "--operator", name], check=True)
 
 
-def measure_batches(device: torch.device, runs: int) -> None:
-    big = torch.ones(2**26, dtype=torch.float64, device=device)
+def measure_batches(runs: int) -> None:
+    big = torch.ones(2**26, dtype=torch.float64)
     print(f"\n{'':>24}{'P, MB':>8} | GB/s, median (best)")
     print(
         f"{'games x Y':>16}{'dtype':>8}{'':>8} | {'read':>14}{'matmul':>14}{'payoff':>14}{'Nash-MP':>14}"
         f" | Nash-MP of read: wall, processor"
     )
     for dtype, (games, y) in itertools.product((torch.float64, torch.float32), [*CELLS, *LARGER_THAN_CACHE]):
-        oracle = nz.MatrixOracle(_random_batch(games, y), dtype=dtype, device=device)
+        oracle = nz.MatrixOracle(_random_batch(games, y), dtype=dtype)
         size = oracle.matrix().nbytes
         tasks = _tasks(oracle, size)
         speeds: dict[str, list[float]] = {name: [] for name in ("read", *tasks)}
         busy: dict[str, list[float]] = {name: [] for name in speeds}
         for run in range(runs + 1):
             for name, (nbytes, task) in {"read": (big.nbytes, read(big)), **tasks}.items():
-                seconds, processor = _timed(task, device)
+                seconds, processor = _timed(task)
                 if run:
                     speeds[name].append(nbytes / seconds / 1e9)
                     busy[name].append(nbytes / processor / 1e9)
@@ -94,7 +92,7 @@ def measure_batches(device: torch.device, runs: int) -> None:
 
 def _tasks(oracle: nz.EnumerableOracle, size: int) -> dict[str, tuple[int, Callable[[], object]]]:
     matrix = oracle.matrix()
-    mu = torch.full(matrix.shape[:-1], 1 / matrix.shape[-1], dtype=matrix.dtype).to(matrix.device)
+    mu = torch.full(matrix.shape[:-1], 1 / matrix.shape[-1], dtype=matrix.dtype)
     # Cells in the cache are over in a millisecond: the products are repeated, at most as often as in the iterations.
     repeat = max(1, min(2 * STEPS, int(1e9 / size)))
     return {
@@ -111,9 +109,7 @@ def _random_batch(games: int, y: int) -> Tensor:
 
 
 def read(values: Tensor) -> Callable[[], object]:
-    """Every byte once: on the CPU by dot products with a vector in the cache, one part a thread (faster than a sum)."""
-    if values.device.type != "cpu":
-        return lambda: values.sum().item()
+    """Every byte once, by dot products with a vector in the cache, one part a thread (faster than a sum)."""
     threads = torch.get_num_threads()
     rows = values.view(-1, 1024).numpy()  # 8 kB: the other factor stays in the smallest cache
     ones = np.ones(1024)
@@ -134,12 +130,10 @@ def nash_mp(oracle: nz.EnumerableOracle) -> Tensor:
     return policy.log_probs
 
 
-def _timed(task: Callable[[], object], device: torch.device) -> tuple[float, float]:
+def _timed(task: Callable[[], object]) -> tuple[float, float]:
     """Seconds on the wall, and of the processor (all threads), which a busy machine changes far less."""
     begun, process = time.perf_counter(), time.process_time()
     task()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return time.perf_counter() - begun, time.process_time() - process
 
 

@@ -15,10 +15,12 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import EnumerableOracle, Game, Policy, QueryCount, ReverseKL, Solver, State, Update
 from nlhf_zoo.metrics import duality_gap as gap_of
 from nlhf_zoo.metrics import kl_divergence, span
+from nlhf_zoo.oracles.matrix import MatrixOracle
 from nlhf_zoo.oracles.operators import LARGEST_MATRIX, OperatorOracle
 from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.tabular import EXACT, NotConverged, TabularPolicy, equilibrium
+from nlhf_zoo.tabular.graphs import CudaRecorder, Recorder, ReplayedSteps
 
 __all__ = ["Result", "advance", "configure", "duality_gap", "equilibrium_of", "iterates", "solve"]
 
@@ -26,6 +28,10 @@ _MOST_UPDATES = 10_000
 """Of one step, in which registered solvers take a few."""
 _MOST_SILENT = 10_000
 """Steps without a query, of a run that only its queries end."""
+_AHEAD = 8
+"""Steps that a CUDA device may be ahead of who asks for iterates: what is lost when they stop asking."""
+_FAR_AHEAD = 32
+"""The same between two measurements, where nothing is lost."""
 
 
 @attrs.frozen(eq=False)
@@ -140,9 +146,29 @@ def iterates(
 ) -> Iterator[State]:
     """States at the end of each step, without end, beginning with step 0; nothing is measured."""
     state = solver.init(game, policy or game.reference)
+    step = _stepping(game, solver, generator)
     while True:
         yield state
-        state = _step(game, solver, state, generator)
+        state = step(state, _AHEAD)
+
+
+def _stepping(game: Game, solver: Solver, generator: torch.Generator | None) -> Callable[[State, int], State]:
+    """The step of one run; its second argument is how many steps may be computed ahead, where they can be."""
+    recorder = _recorder(game)
+    if recorder is None:
+        return lambda state, _: _step(game, solver, state, generator)
+    return ReplayedSteps(game, solver, lambda watched, state: _step(game, watched, state, generator), recorder)
+
+
+def _recorder(game: Game) -> Recorder | None:
+    """What records steps of this game; `None` where there is nothing to gain, or an oracle has a life of its own."""
+    # A subclass may count, draw or log in its methods, which a replay does not enter.
+    if type(game.oracle) is not MatrixOracle:
+        return None
+    matrix = game.oracle.matrix()
+    if not matrix.is_cuda or matrix.requires_grad or matrix.device.index != torch.cuda.current_device():
+        return None
+    return CudaRecorder()
 
 
 def _step(game: Game, solver: Solver, state: State, generator: torch.Generator | None) -> State:
@@ -216,6 +242,7 @@ def solve(
 
     seconds, converged, silent = 0.0, False, 0
     history = [measure.row(state, seconds)]
+    step = _stepping(game, solver, generator)
     while True:
         measured = history[-1]["step"] == state.step
         converged = tol is not None and measured and bool((torch.as_tensor(history[-1]["duality_gap"]) <= tol).all())
@@ -223,9 +250,10 @@ def solve(
         if converged or spent:
             break
         begun = time.perf_counter()
-        # Each step has a seed of its own, so that a resumed run draws what it would have drawn.
-        generator.manual_seed(int(np.random.SeedSequence((seed, state.step)).generate_state(1, np.uint64)[0] >> 1))
-        after = _step(game, solver, state, generator)
+        if not (isinstance(step, ReplayedSteps) and step.replaying):
+            # Each step has a seed of its own, so that a resumed run draws what it would have drawn.
+            generator.manual_seed(int(np.random.SeedSequence((seed, state.step)).generate_state(1, np.uint64)[0] >> 1))
+        after = step(state, _room(state, steps, every))
         if strict and queries is not None and after.queries.total > queries:
             break
         silent = silent + 1 if after.queries == state.queries else 0
@@ -244,6 +272,13 @@ def solve(
     if history[-1]["step"] != state.step:
         history.append(measure.row(state, seconds))
     return Result(state.current, history, state, game, solver, seed, converged)
+
+
+def _room(state: State, steps: int | None, every: int | Callable[[State], bool]) -> int:
+    """How many steps are sure to come before the next measurement, this one included, and no more than are worth it."""
+    if steps is None or callable(every):
+        return 1
+    return min(steps - state.step, every - state.step % every, _FAR_AHEAD)
 
 
 def equilibrium_of(game: Game) -> TabularPolicy | None:

@@ -94,6 +94,10 @@ class PreferenceOracle(ABC):
         """All that this object was asked so far, measurements under `uncounted` left out."""
         return self._queries
 
+    def charge(self, cost: QueryCount) -> None:
+        """Count calls that were answered without a call: replayed on the device, where no method is entered."""
+        self._queries = self._queries + cost
+
     @property
     def measured(self) -> Mapping[str, float]:
         """What this judge has to tell beside its answers (calls, money, disagreement, ...), for logs; by name."""

@@ -9,6 +9,8 @@ A payoff reads each entry of P once and multiplies it once, so nothing but the r
   `numpy.einsum` does on shorter rows, where a call a row costs too much;
 - both let go of the interpreter lock, so as many threads as torch itself would use share the work;
 - for one small game all of this is overhead, and `torch.mv` (1.3 microseconds) is not.
+
+On a CUDA device the read is a kernel of our own, `nlhf_zoo/tabular/triton_kernels.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
+
+from nlhf_zoo.tabular.kernels import matrix_times_vector
 
 __all__ = ["matrix_vector"]
 
@@ -43,6 +47,10 @@ def matrix_vector(matrix: Tensor, vector: Tensor) -> Tensor:
         matrix: (..., M, N), any floating-point type and device.
         vector: (..., N) of the same type and device; leading dimensions broadcast against the matrix's.
     """
+    if matrix.is_cuda and matrix.shape[:-2] == vector.shape[:-1]:
+        product = matrix_times_vector(matrix, vector)
+        if product is not None:
+            return product
     if vector.ndim == 1 and matrix.ndim == 2 and (matrix.numel() < _SMALL_MATRIX or not _plain(matrix, vector)):
         return torch.mv(matrix, vector)
     if matrix.ndim == 2 and vector.ndim > 1:  # many vectors against one matrix: read once, a true matrix product

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import attrs
@@ -27,8 +29,21 @@ from nlhf_zoo.interfaces import (
 from nlhf_zoo.interfaces.proximal import mixed_improvement
 from nlhf_zoo.metrics import improvement_value, kl_divergence
 from nlhf_zoo.tabular.implicit import solve_implicit
+from nlhf_zoo.tabular.kernels import reverse_kl_improvement
 
-__all__ = ["SoftmaxPolicy", "TabularPolicy", "TabularResponses", "enumerable"]
+__all__ = ["SoftmaxPolicy", "TabularPolicy", "TabularResponses", "enumerable", "of_normalised", "unchecked"]
+
+_unchecked = contextvars.ContextVar("unchecked", default=False)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Inside, no policy is looked at for NaN, for which the host waits for a device: whoever enters does it after."""
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
 
 
 @attrs.frozen(eq=False)
@@ -60,7 +75,7 @@ def _log_probabilities(value: Any) -> Tensor:
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise BadInput("a tabular policy needs log-probabilities of shape (..., Y) with Y >= 1")
     normalised = logits.log_softmax(-1)
-    if not bool(normalised.isnan().any()):
+    if _unchecked.get() or not bool(normalised.isnan().any()):
         return normalised
     if not bool((logits < torch.inf).all()):  # NaN fails too
         raise BadInput("log-probabilities must be numbers below infinity (-inf is a zero probability)")
@@ -115,7 +130,7 @@ class TabularPolicy(Policy):
         assert not isinstance(update.opponent, Itself)
         if update.opponent is None:
             return torch.zeros_like(_table(update.start))
-        weights = functools.reduce(torch.add, [w * _table(policy).exp() for policy, w in update.opponent.terms])
+        weights = functools.reduce(torch.add, [_weighted(policy, w) for policy, w in update.opponent.terms])
         oracle = enumerable(game)
         if update.loss is None:
             return oracle.payoff(weights, generator=generator)
@@ -139,7 +154,7 @@ class TabularPolicy(Policy):
                 raise BadInput("an implicit update (opponent ITSELF) takes anchors of the game's own divergence only")
             log_probs, measured = solve_implicit(oracle, anchors, game.divergence, self.log_probs, generator)
         elif _alike(update, game):
-            log_probs = game.divergence.improve(self.payoff(update, game, generator), anchors)
+            log_probs = _improved(game.divergence, self.payoff(update, game, generator), anchors)
             measured = {}
         else:
             log_probs = mixed_improvement(self.payoff(update, game, generator), _held(update, game, anchors))
@@ -163,14 +178,30 @@ def _warn_of_lost(update: Update, game: Game) -> None:
             )
 
 
+def _weighted(policy: Policy, weight: float) -> Tensor:
+    probs = _table(policy).exp()
+    return probs if weight == 1.0 else weight * probs
+
+
+def _improved(divergence: Divergence, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """(..., Y) `divergence.improve`, in one kernel where the device has one."""
+    fused = reverse_kl_improvement(payoff, anchors) if type(divergence) is ReverseKL and payoff.is_cuda else None
+    return divergence.improve(payoff, anchors) if fused is None else fused
+
+
 def _normalised(log_probs: Tensor) -> TabularPolicy:
     """The policy of (..., Y) that a log-softmax returned: the constructor without its passes over the table."""
     # A log-softmax makes a row NaN from end to end if anything in it is wrong: one column tells.
-    if not bool((log_probs[..., 0] < torch.inf).all()):
+    if not _unchecked.get() and not bool((log_probs[..., 0] < torch.inf).all()):
         raise BadInput(
             "the payoffs of an update are no finite numbers: the oracle's are not, or a pairwise loss's slope outgrows"
             " its step; for the latter take a smaller step size (eta) or a larger beta"
         )
+    return of_normalised(log_probs)
+
+
+def of_normalised(log_probs: Tensor) -> TabularPolicy:
+    """The policy of log-probabilities (..., Y) that are known to be normalised, and are not looked at."""
     policy = object.__new__(TabularPolicy)
     object.__setattr__(policy, "log_probs", log_probs)  # as attrs itself sets the field of a frozen class
     return policy
