@@ -90,7 +90,7 @@ class Bench:
         if not self.cuda:
             return self.by_events(work, runs)
         self.wait()
-        replay, _ = CudaRecorder().record(lambda: [work() for _ in range(calls)])
+        replay, _ = CudaRecorder(self.device).record(lambda: [work() for _ in range(calls)])
         return self.by_events(replay, runs) / calls
 
     def by_events(self, work: Callable[[], Any], runs: int = 5) -> float:
@@ -113,7 +113,7 @@ def machine(bench: Bench) -> dict[str, Any]:
     if bench.cuda:
         properties = torch.cuda.get_device_properties(bench.device)
         found |= {"device": properties.name, "L2 bytes": getattr(properties, "L2_cache_size", None)}
-        found["kernels"] = kernels._kernels(bench.device) is not None
+        found["kernels"] = kernels.loaded(bench.device) is not None
         found["triton"] = importlib.metadata.version("triton")
     return found
 
@@ -183,7 +183,7 @@ def cell(bench: Bench, games: int, y: int, dtype: torch.dtype, bandwidth: float)
         "payoff": lambda: matrix_vector(matrix, mu),
         "payoff, improvement": lambda: kernels.reverse_kl_improvement(matrix_vector(matrix, mu), anchors),
     }
-    module = kernels._kernels(bench.device) if bench.cuda else None
+    module = kernels.loaded(bench.device) if bench.cuda else None
     if module is not None:
         forms["one way"] = lambda: kernels.launch_product(module, matrix, mu, 0)
     for name, form in forms.items():
@@ -304,7 +304,7 @@ def against_the_cpu(bench: Bench, oracle: nz.MatrixOracle, games: int, y: int) -
 
 def sweep(bench: Bench, games: int, y: int, dtype: torch.dtype) -> dict[str, float]:
     """GB/s of the product by bytes and warps a program, alternating direction and not."""
-    module = kernels._kernels(bench.device)
+    module = kernels.loaded(bench.device)
     matrix = torch.rand(games, y, y, dtype=dtype, device=bench.device)
     mu = torch.rand(games, y, dtype=dtype, device=bench.device)
     found: dict[str, float] = {}

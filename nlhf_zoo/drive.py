@@ -168,7 +168,7 @@ def _recorder(game: Game) -> Recorder | None:
     matrix = game.oracle.matrix()
     if not matrix.is_cuda or matrix.requires_grad or matrix.device.index != torch.cuda.current_device():
         return None
-    return CudaRecorder()
+    return CudaRecorder(matrix.device)
 
 
 def _step(game: Game, solver: Solver, state: State, generator: torch.Generator | None) -> State:

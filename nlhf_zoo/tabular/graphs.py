@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update
+from nlhf_zoo.tabular.kernels import loaded
 from nlhf_zoo.tabular.policy import TabularPolicy, of_normalised, unchecked
 
 __all__ = ["CudaRecorder", "Recorder", "ReplayedSteps"]
@@ -53,6 +54,9 @@ class Recorder(Protocol):
 
 class CudaRecorder:
     """CUDA graphs of torch, on the current stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        loaded(device)  # compiling the kernels may wait for the device, which a trial must not
 
     @contextlib.contextmanager
     def no_waiting(self) -> Iterator[None]:

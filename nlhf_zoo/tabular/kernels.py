@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["matrix_times_vector", "reverse_kl_improvement"]
+__all__ = ["loaded", "matrix_times_vector", "reverse_kl_improvement"]
 
 _TYPES = (torch.float64, torch.float32)
 _LONGEST = 16_384
@@ -36,7 +36,7 @@ def matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor | None:
     """
     if not _fit(matrix, vector) or not matrix.is_contiguous():
         return None
-    kernels = _kernels(matrix.device)
+    kernels = loaded(matrix.device)
     if kernels is None:
         return None
     with torch.cuda.device(matrix.device):
@@ -84,7 +84,7 @@ def reverse_kl_improvement(payoff: Tensor, anchors: Sequence[tuple[Tensor, float
     tables = [table for table, _ in anchors]
     if len(anchors) > _MOST_ANCHORS or payoff.shape[-1] > _LONGEST or not _fit(payoff, *tables):
         return None
-    kernels = _kernels(payoff.device)
+    kernels = loaded(payoff.device)
     if kernels is None or not all(_is_row_or_whole(table, payoff) for table in tables):
         return None
     with torch.cuda.device(payoff.device):
@@ -136,7 +136,7 @@ def _is_row_or_whole(table: Tensor, payoff: Tensor) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _kernels(device: torch.device) -> Any:
+def loaded(device: torch.device) -> Any:
     """The module of the kernels, once both have run on this device; `None` where they cannot."""
     if importlib.util.find_spec("triton") is None:
         return None
