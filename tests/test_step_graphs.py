@@ -37,7 +37,7 @@ class Recorded(StepGraphs):
     def __init__(self, share: float = 1.0, capture: Callable[[], Any] = RecordedSteps) -> None:
         self.captures: list[Any] = []
 
-        def made() -> Any:
+        def made(_: torch.device) -> Any:
             self.captures.append(capture())
             return self.captures[-1]
 

@@ -33,8 +33,8 @@ GRAPHS = 32
 class Capture:
     """Makes a step replayable, as a CUDA graph. What its graphs hold lies in one pool of memory."""
 
-    def __init__(self) -> None:
-        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+    def __init__(self, device: torch.device) -> None:
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         """Run `step` a few times, and capture it.
@@ -43,14 +43,14 @@ class Capture:
             The tensor that every replay writes its answer to, and the replay.
         """
         # Not torch.cuda.graph(): where a capture fails, it leaves its stream the current one.
-        graph, mine = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph, mine = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(mine)
         try:
             with torch.cuda.stream(self._stream):
                 # Libraries choose kernels and take workspaces in the first runs, which must not be captured.
                 for _ in range(2):
                     step()
-                torch.cuda.synchronize()
+                self._stream.synchronize()
                 # A judge or a watchdog may use the device in another thread meanwhile.
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
@@ -183,7 +183,7 @@ class Buffers:
             same = agree(made.logits, wanted)
             reason = "a replayed step gave other logits than the step itself"
         except Exception as error:  # whatever a model or a driver does not allow in a capture
-            same, reason, made = False, f"capturing failed ({str(error).splitlines()[0][:200]})", None
+            same, reason, made = False, f"capturing failed ({str(error).partition(chr(10))[0][:200]})", None
         if made is None or not same:
             self.refused = True
             self.steps.clear()

@@ -37,16 +37,21 @@ class StepGraphs:
     """
 
     def __init__(
-        self, *, share: float = 0.1, kinds: Sequence[str] = ("cuda",), capture: Callable[[], Any] | None = None
+        self,
+        *,
+        share: float = 0.1,
+        kinds: Sequence[str] = ("cuda",),
+        capture: Callable[[torch.device], Any] | None = None,
     ) -> None:
         """Args:
         share: of a device's memory that may be held between generations, in [0, 1].
         kinds: of devices on which steps are captured.
-        capture: makes what captures the steps of one set of buffers; CUDA graphs, unless given.
+        capture: makes what captures the steps of one set of buffers on a device; CUDA graphs, unless given.
         """
         self._share, self._kinds, self._capture = share, kinds, capture
         self._held: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
         self._refused: WeakSet[Any] = WeakSet()
+        self._told: WeakSet[Any] = WeakSet()
         self._uses = itertools.count()
 
     def reader(self, network: Any, prompts: Tensor, mask: Tensor, rows: Tensor, new_tokens: int) -> Reader:
@@ -64,37 +69,40 @@ class StepGraphs:
             buffers, new = self._lend(network, layers, len(rows), width)
             buffers.fill(layers, mask, rows, width)
             wanted = out.logits[rows, -1:]
-            if not new or _repeats(buffers, network, prompts[rows, -1:], mask[rows], wanted):
+            reason = _difference(buffers, network, prompts[rows, -1:], mask[rows], wanted) if new else None
+            if reason is None:
                 return StaticReader(network, wanted, buffers, lambda: self._take_back(network, buffers))
             self._held[network].remove(buffers)
-            reason = "its logits are others when its cache has a fixed size"
-        self._refused.add(network)
-        logger.info("%s decodes without CUDA graphs: %s", type(base_network(network)).__name__, reason)
+            self._refused.add(network)
+        if network not in self._told:
+            self._told.add(network)
+            logger.info("%s decodes without CUDA graphs: %s", type(base_network(network)).__name__, reason)
         return GrowingReader.after(out, network, mask, rows)
 
     def _lend(self, network: Any, layers: Sequence[Any], rows: int, columns: int) -> tuple[Any, bool]:
         """Buffers with so much room at least, and whether they are new."""
         from nlhf_zoo.llm.static_reading import Buffers, Capture
 
-        signature = _signature(network, layers[0].keys.device.type)
+        device = layers[0].keys.device
+        signature = _signature(network, device.type)
         with _LENDING:
             held = self._held.setdefault(network, [])
-            free = [one for one in held if not one.busy]
-            for one in free:
-                if one.signature == signature and one.room[0] >= rows and one.room[1] >= columns:
+            for one in [one for one in held if not one.busy]:
+                if one.signature != signature:
+                    held.remove(one)
+                elif one.room[0] >= rows and one.room[1] >= columns:
                     one.busy = True
                     return one, False
-            for one in free:  # too small or out of date
-                held.remove(one)
-                if one.signature == signature:
+                else:
                     rows, columns = max(rows, one.room[0]), max(columns, one.room[1])
-            del free
+                    held.remove(one)
+                del one  # before there are others
             base = _working(network)
             embedded = base.get_input_embeddings().weight.dtype
             made = Buffers.like(
-                layers, rows, columns, dtype=_autocast(layers[0].keys.device.type),
+                layers, rows, columns, dtype=_autocast(device.type),
                 additive=embedded if base.config._attn_implementation == "eager" else None,
-                capture=(self._capture or Capture)(), signature=signature,
+                capture=(self._capture or Capture)(device), signature=signature,
             )  # fmt: skip
             held.append(made)
             return made, True
@@ -103,8 +111,10 @@ class StepGraphs:
         """Hold what was lent for a later generation, within the limit; the least recently used goes first."""
         with _LENDING:
             buffers.busy, buffers.used = False, next(self._uses)
-            device = buffers.shift.device
-            limit = self._share * _memory(device)
+            if buffers.refused:
+                self._held[network].remove(buffers)
+                self._refused.add(network)
+            limit = self._share * _memory(buffers.shift.device)
             everything = [(one, held) for held in self._held.values() for one in held]
             total = sum(one.bytes for one, _ in everything)
             idle = sorted((pair for pair in everything if not pair[0].busy), key=lambda pair: pair[0].used)
@@ -166,11 +176,22 @@ def _signature(network: Any, kind: str) -> Any:
     return places, adapters, _autocast(kind), working.config._attn_implementation
 
 
-def _repeats(buffers: Any, network: Any, last: Tensor, mask: Tensor, wanted: Tensor) -> bool:
-    """Whether reading the (N, 1) last token of each (N, S) prompt again gives the (N, 1, V) logits seen before."""
+def _difference(buffers: Any, network: Any, last: Tensor, mask: Tensor, wanted: Tensor) -> str | None:
+    """What is wrong, where reading the last token of each prompt again does not give the logits seen before.
+
+    Args:
+        last: (N, 1) tokens.
+        mask: (N, S) of the prompts.
+        wanted: (N, 1, V) logits.
+    """
     from nlhf_zoo.llm.static_reading import agree
 
     length = mask.sum(-1)
-    found = buffers.read(network, last, (length - 1).clamp_min(0)[:, None])
+    try:
+        found = buffers.read(network, last, (length - 1).clamp_min(0)[:, None])
+    except Exception as error:  # whatever a model says to a mask of its own kind
+        return f"it cannot read with a cache of fixed size ({str(error).partition(chr(10))[0][:200]})"
     text = (length > 0)[:, None, None]  # an empty prompt's logits mean nothing
-    return agree(found.where(text, 0), wanted.where(text, 0))
+    if agree(found.masked_fill(~text, 0), wanted.masked_fill(~text, 0)):
+        return None
+    return "its logits are others when its cache has a fixed size"
