@@ -115,8 +115,8 @@ class Buffers:
         """Buffers shaped like the layers of a filled cache; `dtype` as in `static_cache`."""
         numbers = torch.arange(rows, device=layers[0].keys.device)[:, None]
         place = Place(numbers, numbers, columns)
-        texts = [torch.zeros_like(numbers) for _ in range(3)]
-        return cls(static_cache(layers, rows, columns, dtype, place), place, *texts, **rest)
+        tokens, position, shift = (torch.zeros_like(numbers) for _ in range(3))
+        return cls(static_cache(layers, rows, columns, dtype, place), place, tokens, position, shift, **rest)
 
     @property
     def room(self) -> tuple[int, int]:
