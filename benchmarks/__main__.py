@@ -22,6 +22,7 @@ BENCHMARKS = {
     "report_load": "how long a comparison's page takes to open in Chromium (needs a folder of compare)",
     "gpu_check": "a batched solve and an LLM run on a GPU in float32 and bf16, against the CPU",
     "vllm_check": "vLLM against the built-in generator: log-probabilities, new weights, speed (GPU, vLLM)",
+    "decode_graphs": "generation with CUDA graphs, without, and by transformers' generate (a minute, GPU)",
     "cost": "the time that `train --estimate` predicts against steps of small models (minutes)",
     "training_warnings": "false alarms and hits of a training's warnings, on healthy runs and ill ones (minutes)",
     "multi_gpu_check": "DDP, FSDP2 and DeepSpeed on two GPUs and more: equal runs, and seconds (minutes)",

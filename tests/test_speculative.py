@@ -15,7 +15,7 @@ from torch import Tensor
 from nlhf_zoo.llm import CausalLMPolicy, Decoding, all_responses, speculative
 from nlhf_zoo.llm.generation import Request, generate
 from nlhf_zoo.llm.policy import GeometricMixture, LanguagePolicy, sample_together
-from nlhf_zoo.llm.reading import Reader
+from nlhf_zoo.llm.reading import GrowingReader
 from nlhf_zoo.llm.small_models import byte_tokenizer
 from nlhf_zoo.llm.speculative import DraftLength, residual, settle
 from tests.test_llm_policy import ARCHITECTURES, network
@@ -133,7 +133,7 @@ def test_columns_that_are_taken_back_leave_no_trace(architecture: str) -> None:
     batch = CausalLMPolicy(model, byte_tokenizer()).encode(PROMPTS)
     mask, rows = batch.mask.long(), torch.arange(3)
     with torch.no_grad():
-        reader = Reader.of_prompts(model, batch.tokens, mask, rows)
+        reader = GrowingReader.of_prompts(model, batch.tokens, mask, rows)
         assert reader.takes_back == (architecture in GOES_BACK)
         if not reader.takes_back:
             return
@@ -146,7 +146,7 @@ def test_columns_that_are_taken_back_leave_no_trace(architecture: str) -> None:
         reader.take_back(kept, 4)
         found = reader.read(follow, places + kept[:, None])
         for row in range(3):
-            own = Reader.of_prompts(model, batch.tokens, mask, rows[row : row + 1])
+            own = GrowingReader.of_prompts(model, batch.tokens, mask, rows[row : row + 1])
             text = torch.cat([before[row, : kept[row]], follow[row]])[None]
             wanted = own.read(text, places[row, 0] + torch.arange(text.shape[1])[None])[:, -4:]
             assert torch.allclose(found[row], wanted[0], atol=1e-5)

@@ -16,11 +16,11 @@ def nlhf_zoo_engines() -> Mapping[str, Callable[..., RolloutEngine]]:
     return {"builtin": _builtin, "vllm": _vllm}
 
 
-def _builtin() -> RolloutEngine:
-    """The policy's own networks, in the training process; mixtures too."""
+def _builtin(*, cuda_graphs: bool = True, held_memory: float = 0.1) -> RolloutEngine:
+    """The policy's own networks, in the training process; mixtures too; by CUDA graphs on a GPU."""
     from nlhf_zoo.llm.builtin_engine import BuiltinEngine
 
-    return BuiltinEngine()
+    return BuiltinEngine(cuda_graphs=cuda_graphs, held_memory=held_memory)
 
 
 def _vllm(

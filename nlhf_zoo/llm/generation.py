@@ -7,14 +7,15 @@ or mended so that what is drawn has exactly the mixture's distribution (`nlhf_zo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from nlhf_zoo.llm.reading import Reader
+from nlhf_zoo.llm.reading import GrowingReader, Reader
 from nlhf_zoo.llm.speakers import Mixture, Rules, Speaker
 from nlhf_zoo.llm.speculative import LOGITS_HELD, LONGEST, DraftLength
 
@@ -46,12 +47,13 @@ class _Desk:
                 return
             last, position = _joined([one.last for one in mine]), _joined([one.position for one in mine])
             logits = self.reader.read(last, position)[:, -1]
-            drawn = torch.multinomial(rules.log_probs([logits], [1.0]).exp(), 1, generator=rules.generator)
+            drawn = rules.draw(logits)
             sizes = [len(one.rows) for one in mine]
-            shares = zip(mine, drawn.split(sizes), logits.split(sizes), strict=True)
-            going = [one.draw(tokens, by) for one, tokens, by in shares]
-            if self.leave(going):
-                for one, rows in zip(mine, going, strict=True):
+            for one, tokens, by in zip(mine, drawn.split(sizes), logits.split(sizes), strict=True):
+                one.draw(tokens, by)
+            staying = [one.after_a_token() for one in mine]
+            if self.leave(mine, staying):
+                for one, rows in zip(mine, staying, strict=True):
                     one.leave(rows)
 
     def verify(self) -> None:
@@ -69,11 +71,14 @@ class _Desk:
         mine = self.present()
         if mine:
             self.reader.take_back(_joined([one.standing(count) for one in mine]), count)
-            self.leave([one.going() for one in mine])
+            self.leave(mine, [one.after_a_round() for one in mine])
 
-    def leave(self, going: Sequence[Tensor]) -> bool:
+    def leave(self, mine: Sequence[Any], staying: Sequence[Tensor | None]) -> bool:
         """Whether a row left."""
-        rows = _joined(going)
+        if all(rows is None for rows in staying):
+            return False
+        pairs = zip(mine, staying, strict=True)
+        rows = _joined([torch.ones_like(one.ended) if rows is None else rows for one, rows in pairs])
         left = torch.nonzero(rows).flatten()
         if len(left) == len(rows):
             return False
@@ -83,6 +88,10 @@ class _Desk:
 
 def _joined(columns: Sequence[Tensor]) -> Tensor:
     return columns[0] if len(columns) == 1 else torch.cat(list(columns))
+
+
+def _growing(network: Any, prompts: Tensor, mask: Tensor, rows: Tensor, new_tokens: int) -> Reader:
+    return GrowingReader.of_prompts(network, prompts, mask, rows)
 
 
 @torch.no_grad()
@@ -98,6 +107,8 @@ def generate(
     temperature: float,
     allowed: Tensor | None,
     generator: torch.Generator | None,
+    open_reader: Callable[[Any, Tensor, Tensor, Tensor, int], Reader] = _growing,
+    patience: int = 0,
 ) -> list[tuple[Tensor, Tensor]]:
     """Draw `num_samples` continuations of each prompt for each request.
 
@@ -109,13 +120,16 @@ def generate(
         prompts: (B, S) int64, padded on the left.
         prompt_mask: (B, S) bool.
         stop: ids that end a response.
+        open_reader: reads prompts (B, S) with their mask (int64), for the rows (N,) that go on from them by at most so
+            many tokens.
+        patience: tokens between two looks for rows that have ended, as in `Rules`; other draws than with 0.
 
     Returns:
         For each request tokens (B, K, T) int64 padded on the right, and mask (B, K, T) bool with the stop token
         included; T is the longest response of the request.
     """
     ends = torch.tensor(list(stop), device=prompts.device, dtype=torch.int64)
-    rules = Rules(max_new_tokens, ends, padding, temperature, allowed, generator)
+    rules = Rules(max_new_tokens, ends, padding, temperature, allowed, generator, patience)
     whose = torch.arange(len(prompts), device=prompts.device).repeat_interleave(num_samples)
     mask = prompt_mask.long()
     speakers = [
@@ -127,24 +141,31 @@ def generate(
     def desks(served: Sequence[tuple[Any, Speaker]]) -> list[_Desk]:
         networks = {id(network): network for network, _ in served}
         mine = [(one, [speaker for network, speaker in served if network is one]) for one in networks.values()]
-        return [_Desk(Reader.of_prompts(one, prompts, mask, whose.repeat(len(its))), its) for one, its in mine]
+        return [_Desk(opened(one, whose.repeat(len(its))), its) for one, its in mine]
 
-    drafters = desks([(speaker.parts[0][0], speaker) for speaker in speakers])
-    verifiers = desks([(network, speaker) for speaker in mixtures for network, _ in speaker.parts[1:]])
-    length = DraftLength(_longest([*drafters, *verifiers]))
-    while any(len(speaker.rows) for speaker in speakers):
-        waiting = [mixture for mixture in mixtures if len(mixture.rows)]
-        count = min(length.tokens, max(one.room for one in waiting)) if waiting else max_new_tokens
-        for desk in drafters:
-            desk.draft(rules, count)
-        for desk in verifiers:
-            desk.verify()
-        for mixture in waiting:
-            mixture.settle(length)
-        for desk in (*drafters, *verifiers) if waiting else ():
-            desk.follow(count)
-        for mixture in waiting:
-            mixture.leave(mixture.going())
+    def opened(network: Any, rows: Tensor) -> Reader:
+        reader = open_reader(network, prompts, mask, rows, max_new_tokens)
+        reading.callback(reader.close)
+        return reader
+
+    with contextlib.ExitStack() as reading:
+        drafters = desks([(speaker.parts[0][0], speaker) for speaker in speakers])
+        verifiers = desks([(network, speaker) for speaker in mixtures for network, _ in speaker.parts[1:]])
+        length = DraftLength(_longest([*drafters, *verifiers]))
+        while any(len(speaker.rows) for speaker in speakers):
+            waiting = [mixture for mixture in mixtures if len(mixture.rows)]
+            count = min(length.tokens, max(one.room for one in waiting)) if waiting else max_new_tokens
+            for desk in drafters:
+                desk.draft(rules, count)
+            for desk in verifiers:
+                desk.verify()
+            for mixture in waiting:
+                mixture.settle(length)
+            for desk in (*drafters, *verifiers) if waiting else ():
+                desk.follow(count)
+            for mixture in waiting:
+                mixture.leave(mixture.stays)
+    rules.check()
     return [speaker.spoken((len(prompts), num_samples)) for speaker in speakers]
 
 

@@ -52,6 +52,7 @@ class HostNetwork(nn.Module):
 
     Attributes:
         network: the weights at rest, on the CPU.
+        resident: whether the copy stays between two calls, at its place.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class HostNetwork(nn.Module):
         super().__init__()
         self.network = network
         self._beside = (beside,)  # in a tuple: no part of this module
-        self._dtype, self._resident = dtype, resident
+        self._dtype, self.resident = dtype, resident
         self._worker: tuple[nn.Module, ...] = ()
         self._made_of: list[int] = []
         self._working = False
@@ -82,6 +83,11 @@ class HostNetwork(nn.Module):
     @property
     def generation_config(self) -> Any:
         return self.network.generation_config
+
+    @property
+    def worker(self) -> nn.Module:
+        """The copy, while it is there."""
+        return self._worker[0]
 
     @property
     def copied(self) -> list[nn.Parameter]:
@@ -107,7 +113,7 @@ class HostNetwork(nn.Module):
             yield
         finally:
             self._working = False
-            if not self._resident:
+            if not self.resident:
                 self._worker = ()
 
     def _prepare(self) -> None:
