@@ -6,10 +6,10 @@
 
 Weights are random, in the shapes of a 0.1 B Llama and of Qwen2.5 0.5, 1.5 and 3 B; attention is torch's scaled dot
 product. Both contenders hold and compute everything in bfloat16, optimizer state too (`full`), and get the same
-prompts, scorer and number of responses, as in `llm_step`. `mixed` is ours with float32 weights under autocast, `lora`
-ours with adapters of rank 16 on a frozen bfloat16 model. Random models hardly ever stop, so responses have their full
-length; the policy begins as its reference, so nearly all drafts of a mixture are accepted. Each phase begins and ends
-with the device idle.
+prompts, scorer and number of responses, as in `llm_step`. `eager` is ours without CUDA graphs, `mixed` with float32
+weights under autocast, `lora` with adapters of rank 16 on a frozen bfloat16 model. Random models hardly ever stop, so
+responses have their full length; the policy begins as its reference, so nearly all drafts of a mixture are accepted.
+Each phase begins and ends with the device idle.
 
 Reported: median seconds of a step, and its phases; generated tokens a second of generation; positions with gradient a
 second of forward and backward passes; the peak of torch's allocator; and model FLOP utilisation,
@@ -51,7 +51,7 @@ from nlhf_zoo.training.networks import SlotPolicy
 GIB = 2**30
 CELLS = [
     *("0.5B:online_dpo", "0.5B:nash_md", "0.5B:nash_mp", "1.5B:nash_mp", "3B:nash_mp:lora"),
-    *("0.1B:online_dpo", "0.1B:nash_md", "0.1B:nash_mp", "0.5B:online_dpo:mixed"),
+    *("0.1B:online_dpo", "0.1B:nash_md", "0.1B:nash_mp", "0.5B:online_dpo:mixed", "0.5B:online_dpo:eager"),
 ]
 TINY = ["tiny:online_dpo", "tiny:nash_md", "tiny:nash_mp:lora", "tiny:online_dpo:mixed"]
 

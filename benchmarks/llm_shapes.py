@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.llm_step import Scored, Setting
 from nlhf_zoo.llm.tokens import Decoding
+from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.cost import Passes, Shape
 from nlhf_zoo.training.memory import adapter_pool
@@ -31,8 +32,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """A 0.1 B Llama, and Qwen2.5 of 0.5, 1.5 and 3 B parameters."""
 
-HELD = ("full", "mixed", "lora")
-"""All weights in bfloat16; in float32 under autocast; LoRA adapters on a frozen model in bfloat16."""
+HELD = ("full", "eager", "mixed", "lora")
+"""All weights in bfloat16; the same without CUDA graphs; in float32 under autocast; LoRA adapters on a frozen model in
+bfloat16."""
 
 LORA_RANK = 16
 
@@ -66,6 +68,8 @@ class DeviceModels:
         return self.student().requires_grad_(False).eval()
 
     def pool(self, decoding: Decoding) -> NetworkPool:
+        if self.held == "eager":
+            decoding = attrs.evolve(decoding, engine=lookup("engines", "builtin")(cuda_graphs=False))
         if self.held != "lora":
             return NetworkPool(self.student(), self.reference(), self.tokenizer, decoding)
         config = TrainConfig(model="-", prompts="-", oracle="-", out="-", lora_rank=LORA_RANK)
