@@ -30,6 +30,8 @@ from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.networks import NetworkPool
 
 BETA = 0.1
+LIMIT = 60.0
+"""Seconds that a run may take; a few times what a GPU needs, with the start of its process."""
 SOLVERS = ("nash_mp", "nash_md", "online_dpo")
 PRECISIONS = {
     "float32": (torch.float32, False),
@@ -103,8 +105,8 @@ def runs(folder: Path, device: str, steps: int = 10) -> dict[str, Any]:
     common: dict[str, Any] = {"accelerator": device, "steps": steps, "checkpoint_every": 2, "show_audit": False}
     engines = ["ddp", "fsdp2"] + ["deepspeed_stage_2"] * bool(importlib.util.find_spec("deepspeed"))
     with ThreadPoolExecutor(8) as processes:
-        begun = {name: processes.submit(run, folder, name, **common) for name in ("alone", "again")}
-        begun |= {name: processes.submit(run, folder, name, strategy=name, **common) for name in engines}
+        begun = {name: processes.submit(run, folder, name, limit=LIMIT, **common) for name in ("alone", "again")}
+        begun |= {name: processes.submit(run, folder, name, limit=LIMIT, strategy=name, **common) for name in engines}
         begun["resumed"] = processes.submit(_killed_and_resumed, folder, common)
         found = {name: one.result() for name, one in begun.items()}
     alone = found.pop("alone")
@@ -124,7 +126,7 @@ def _killed_and_resumed(folder: Path, common: dict[str, Any]) -> dict[str, Any]:
         command(folder, "resumed", **{**common, "steps": 10**6}),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT
     try:
         while running.poll() is None and time.monotonic() < deadline:
             steps = [path.name for path in (folder / "resumed" / "checkpoints").glob("*.ckpt")]
@@ -135,4 +137,4 @@ def _killed_and_resumed(folder: Path, common: dict[str, Any]) -> dict[str, Any]:
         running.kill()
         running.wait()
     kept = sorted(path.name for path in (folder / "resumed" / "checkpoints").glob("*.ckpt"))
-    return {"killed_with": kept, **run(folder, "resumed", resume=True, **common)}
+    return {"killed_with": kept, **run(folder, "resumed", limit=LIMIT, resume=True, **common)}

@@ -39,13 +39,14 @@ from typing import Any
 import attrs
 import torch
 
-from benchmarks.llm_shapes import HELD, SHAPES, DeviceModels, Work
+from benchmarks.llm_shapes import HELD, LORA_RANK, SHAPES, DeviceModels, Work
 from benchmarks.llm_step import BETA, YARDSTICK, Setting, options_of, run_ours, run_trl
 from benchmarks.memory import Longer
 from nlhf_zoo.drive import configure
 from nlhf_zoo.interfaces import Game
 from nlhf_zoo.llm.tokens import Decoding
-from nlhf_zoo.training.cost import DEVICES, Shape, passes, seconds
+from nlhf_zoo.training.cost import DEVICES, Held, Shape, seconds
+from nlhf_zoo.training.estimate import passes
 from nlhf_zoo.training.networks import SlotPolicy
 
 GIB = 2**30
@@ -114,15 +115,22 @@ def _work(cell: Cell, models: DeviceModels, setting: Setting) -> Work:
     with torch.device("meta"):
         shape = Shape.of(AutoModelForCausalLM.from_config(models.config))
     game = Game(Longer(), SlotPolicy(None, None, Decoding()), BETA)
-    asked, _ = passes(configure(cell.solver, **options_of(cell.solver)), game, 1)
-    return Work(shape, models.config.tie_word_embeddings, asked, 2 if cell.held == "lora" else 3, setting)
+    asked, networks = passes(configure(cell.solver, **options_of(cell.solver)), game, 1)
+    numbers = 4 if cell.held == "mixed" else 2
+    held = Held(networks, numbers, numbers)
+    if cell.held == "lora":
+        # In and out of q, k, v and o, and of the three of the feed-forward layer.
+        attention = 4 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_size
+        sides = attention + 3 * (shape.hidden + shape.inner)
+        held = Held(networks, 4, 2, adapter=LORA_RANK * shape.layers * sides)
+    return Work(shape, held, asked, setting)
 
 
 def _estimated(work: Work, device: str) -> dict[str, float]:
     """What `train --estimate` says of a step on this device."""
     rows, prompt, response = work.setting.batch * work.samples, work.setting.prompt_tokens, work.setting.new_tokens
     sizes: dict[str, Any] = {"rows": rows, "prompt": prompt, "response": response}
-    found = seconds(work.shape, work.passes, DEVICES[_kind(device)], **sizes, compute_bytes=2)
+    found = seconds(work.shape, work.held, work.passes, DEVICES[_kind(device)], **sizes, compute_bytes=2)
     return attrs.asdict(found) | {"step": found.step}
 
 

@@ -12,11 +12,11 @@ from benchmarks.llm_step import Scored, Setting
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.config import TrainConfig
-from nlhf_zoo.training.cost import Passes, Shape
+from nlhf_zoo.training.cost import Held, Passes, Shape
 from nlhf_zoo.training.memory import adapter_pool
 from nlhf_zoo.training.networks import NetworkPool
 
-__all__ = ["HELD", "SHAPES", "DeviceModels", "Work", "word_tokenizer"]
+__all__ = ["HELD", "LORA_RANK", "SHAPES", "DeviceModels", "Work", "word_tokenizer"]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"kind": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -108,15 +108,13 @@ class Work:
     """The FLOP of a gradient step, as `benchmarks.llm_gpu` defines them.
 
     Attributes:
-        tied: whether embedding and head are the same weights.
+        held: how the networks are held.
         passes: what the solver asks of networks.
-        graded: FLOP of a pass with gradient over those of one without: 3, or 2 where the weights are frozen.
     """
 
     shape: Shape
-    tied: bool
+    held: Held
     passes: Passes
-    graded: int
     setting: Setting
 
     @property
@@ -133,14 +131,18 @@ class Work:
         """Of a pass without gradient."""
         shape = self.shape
         head = shape.vocabulary * shape.hidden
-        body = shape.parameters - head * (1 if self.tied else 2)
-        return 2 * body * positions + 2 * head * logits + 4 * shape.layers * shape.heads * shape.head_size * pairs
+        return (
+            2 * (shape.parameters - shape.embedded) * positions
+            + 2 * head * logits
+            + 4 * shape.layers * shape.heads * shape.head_size * pairs
+        )
 
     def training(self, scored: Scored, steps: int) -> float:
         bare, graded = (
             self.flops(scored.positions[side], scored.logits[side], scored.pairs[side]) / steps for side in (0, 1)
         )
-        return bare + self.graded * graded
+        # Adapters' base gets no gradient of its own.
+        return bare + (2 if self.held.adapter else 3) * graded
 
     def generation(self, tokens: float) -> float:
         """Of `tokens` drawn in a step, each read by the models of its policy, and of the prompts, read once a model."""

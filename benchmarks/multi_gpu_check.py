@@ -62,12 +62,20 @@ def command(folder: Path, name: str, **changes: Any) -> list[str]:
     return [sys.executable, "-m", "nlhf_zoo", "train", "--config", str(file), "--json"]
 
 
-def run(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
-    """One `nlhf-zoo train` in processes of its own; what came of it, and the seconds by the clock."""
+def run(folder: Path, name: str, *, limit: float | None = None, **changes: Any) -> dict[str, Any]:
+    """One `nlhf-zoo train` in processes of its own; what came of it, and the seconds by the clock.
+
+    Args:
+        limit: seconds after which it is ended, and has failed.
+    """
     # Equal losses need float32 products: TF32 would differ by the order of its sums.
     env = {**os.environ, "NVIDIA_TF32_OVERRIDE": "0"}
     begun = time.perf_counter()
-    done = subprocess.run(command(folder, name, **changes), env=env, capture_output=True, text=True, check=False)
+    line = command(folder, name, **changes)
+    try:
+        done = subprocess.run(line, env=env, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired as late:
+        return {"failed": f"not done in {limit} s; {(late.stderr or b'').decode()[-1000:]}"}
     if done.returncode:
         return {"failed": done.stderr[-2000:]}
     found = json.loads(done.stdout)
