@@ -26,15 +26,17 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
 
 from nlhf_zoo.drive import configure
 from nlhf_zoo.interfaces import Game
 from nlhf_zoo.llm import policy as language_policy
+from nlhf_zoo.llm import scoring
 from nlhf_zoo.llm.builtin_engine import BuiltinEngine
 from nlhf_zoo.llm.small_models import byte_tokenizer
 from nlhf_zoo.llm.speculative import DraftLength
@@ -65,14 +67,37 @@ class Setting:
     warmup: int = 1
 
 
-@attrs.frozen
+@attrs.define
 class Measured:
-    """Seconds of each counted step, their parts, and what was counted in them."""
+    """Seconds of each counted step, their parts, and what was counted in a step."""
 
     seconds: list[float]
     cpu: list[float]
     phases: dict[str, float] = attrs.field(factory=dict)
     counted: dict[str, float] = attrs.field(factory=dict)
+    scored: Scored | None = None
+
+
+@attrs.define
+class Scored:
+    """What passes over given responses came to; the first of each pair without gradient, the second with.
+
+    Attributes:
+        positions: tokens read.
+        logits: positions whose logits were computed.
+        pairs: (query, key) pairs of a causal attention, in each layer and head.
+    """
+
+    positions: list[int] = attrs.field(factory=lambda: [0, 0])
+    logits: list[int] = attrs.field(factory=lambda: [0, 0])
+    pairs: list[int] = attrs.field(factory=lambda: [0, 0])
+
+    def add(self, tokens: Tensor, mask: Tensor, logits: Tensor) -> None:
+        rows, length = tokens.shape
+        side, cached = int(torch.is_grad_enabled()), mask.shape[-1] - length
+        self.positions[side] += rows * length
+        self.logits[side] += logits.shape[:-1].numel()
+        self.pairs[side] += rows * (length * cached + length * (length + 1) // 2)
 
 
 def main() -> None:
@@ -138,6 +163,13 @@ def compare(solver: str, setting: Setting, models: Models, rounds: int, trl: boo
     print("  ours: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
 
 
+def now(device: str) -> float:
+    """The clock, when the device has done what it was told."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @contextmanager
 def profiled(wanted: bool) -> Iterator[None]:
     if not wanted:
@@ -194,6 +226,9 @@ class Models:
 
         self.start = self._moved(apart) if apart else self.model
 
+    def pool(self, decoding: Decoding) -> NetworkPool:
+        return NetworkPool(self.student(), self.reference().eval(), self.tokenizer, decoding)
+
     def student(self) -> Any:
         return copy.deepcopy(self.start).to(self.device)
 
@@ -221,7 +256,7 @@ class Models:
 
 
 class Counter:
-    """Forward calls of a causal LM, and the positions they read."""
+    """Forward calls of causal LMs, and the positions they read."""
 
     def __init__(self, *models: Any) -> None:
         self.calls = self.positions = self.with_gradient = 0
@@ -239,7 +274,22 @@ class Counter:
         return self.calls, self.positions, self.with_gradient
 
 
-def run_trl(kind: str, setting: Setting, models: Models, seed: int) -> Measured:
+class Offered(Protocol):
+    """What both contenders ask of the models; `Models` is one that has it."""
+
+    device: str
+    tokenizer: Any
+    scorer: Any
+    prompts: list[str]
+
+    def pool(self, decoding: Decoding) -> NetworkPool: ...
+
+    def student(self) -> Any: ...
+
+    def reference(self) -> Any: ...
+
+
+def run_trl(kind: str, setting: Setting, models: Offered, seed: int) -> Measured:
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import transformers
     from datasets import Dataset
@@ -261,10 +311,10 @@ def run_trl(kind: str, setting: Setting, models: Models, seed: int) -> Measured:
 
     class Timer(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began, self.cpu = time.perf_counter(), time.process_time()
+            self.began, self.cpu = now(models.device), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds.append(time.perf_counter() - self.began)
+            seconds.append(now(models.device) - self.began)
             cpu.append(time.process_time() - self.cpu)
             states.append(counter.state())
 
@@ -337,8 +387,9 @@ PHASES = ("generation", "judging", "forward", "backward", "optimizer")
 class Phases(Callback):
     """Adds up the seconds of each phase of the counted steps."""
 
-    def __init__(self, warmup: int, counter: Counter) -> None:
-        self.warmup, self.counter = warmup, counter
+    def __init__(self, warmup: int, counter: Counter, device: str) -> None:
+        self.warmup, self.counter, self.device = warmup, counter, device
+        self.scored = Scored()
         self.seconds: list[float] = []
         self.cpu: list[float] = []
         self.accepted = self.drafted = 0
@@ -348,13 +399,13 @@ class Phases(Callback):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began = now(self.device)
         yield
         if len(self.seconds) >= self.warmup:
-            self.spent[name] += time.perf_counter() - began
+            self.spent[name] += now(self.device) - began
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-        self.began, self.cpu_began = time.perf_counter(), time.process_time()
+        self.began, self.cpu_began = now(self.device), time.process_time()
 
     def on_before_backward(self, *_: Any, **__: Any) -> None:
         self.backward = self.phase("backward")
@@ -368,25 +419,35 @@ class Phases(Callback):
         self.optimizer.__enter__()
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.began)
+        self.seconds.append(now(self.device) - self.began)
         self.cpu.append(time.process_time() - self.cpu_began)
         self.states.append(self.counter.state())
+        if len(self.seconds) == self.warmup:
+            self.scored = Scored()
 
 
-def run_ours(solver: str, setting: Setting, models: Models, seed: int) -> Measured:
-    student, reference = models.student(), models.reference()
-    counter = Counter(student, reference)
+def options_of(solver: str) -> dict[str, Any]:
+    """The solver's hyperparameters."""
+    # TRL mixes half and half.
+    return {"eta": 0.5 / BETA} if solver == "nash_md" else dict(lookup("solvers", solver).practical(BETA))
+
+
+def run_ours(
+    solver: str, setting: Setting, models: Offered, seed: int, *, counting: bool = True, **trainer_options: Any
+) -> Measured:
+    """Args:
+    counting: forward calls too; the hooks that count them keep the engine from replaying CUDA graphs.
+    """
     config = TrainConfig(
         model="", prompts="", oracle="", out=tempfile.gettempdir(), beta=BETA, solver=solver, seed=seed,
         batch_size=setting.batch, num_samples=1 if solver == "nash_md" else 2, steps=setting.steps + setting.warmup,
     )  # fmt: skip
-    # TRL mixes half and half.
-    options = {"eta": 0.5 / BETA} if solver == "nash_md" else lookup("solvers", solver).practical(BETA)
-    made = configure(solver, **options)
+    made = configure(solver, **options_of(solver))
     oracle = RewardModelOracle(models.scorer, models.tokenizer, max_length=2048)
-    pool = NetworkPool(student, reference.eval(), models.tokenizer, Decoding(setting.new_tokens, 512))
-    module = NashTraining(pool, made, Game(oracle, pool.policy(reference), BETA), config)
-    watch = Phases(setting.warmup, counter)
+    pool = models.pool(Decoding(setting.new_tokens, 512))
+    module = NashTraining(pool, made, Game(oracle, pool.policy(pool.reference), BETA), config)
+    counter = Counter(*([pool.student, pool.reference] if counting else []))
+    watch = Phases(setting.warmup, counter, models.device)
     restore = _watched(watch, oracle)
     try:
         with quiet_lightning():
@@ -394,13 +455,14 @@ def run_ours(solver: str, setting: Setting, models: Models, seed: int) -> Measur
                 max_steps=config.steps, max_epochs=-1, logger=False, enable_checkpointing=False,
                 enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False,
                 callbacks=[watch], gradient_clip_val=1.0, accelerator="gpu" if models.device == "cuda" else "cpu",
-                devices=1,
+                devices=1, **trainer_options,
             )  # fmt: skip
             texts = [PromptText(text, text) for text in models.prompts]
             trainer.fit(module, datamodule=PromptData(texts, setting.batch, seed))
     finally:
         restore()
     measured = _measured(watch.seconds, watch.cpu, dict(watch.spent), watch.states, watch.lengths, setting)
+    measured.scored = watch.scored
     if watch.drafted:
         measured.counted["of drafts accepted"] = watch.accepted / watch.drafted
     return measured
@@ -410,6 +472,7 @@ def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
     """Put stop-watches around generation, judging, forward passes and the optimizer; returns what takes them off."""
     generate, token_log_prob = BuiltinEngine.generate, language_policy.LanguagePolicy.token_log_prob
     step, probability, saw = torch.optim.AdamW.step, oracle.probability, DraftLength.saw
+    score_forward = scoring.forward
     drawn: list[int] = []
 
     def generating(*args: Any, **kwargs: Any) -> Any:
@@ -437,6 +500,12 @@ def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
         watch.accepted, watch.drafted = watch.accepted + accepted, watch.drafted + accepted + refused
         saw(self, accepted, refused)
 
+    def scoring_pass(network: Any, tokens: Tensor, mask: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = score_forward(network, tokens, mask, *args, **kwargs)
+        watch.scored.add(tokens, mask, out.logits)
+        return out
+
+    scoring.forward = scoring_pass
     DraftLength.saw = verified  # type: ignore[method-assign]
     BuiltinEngine.generate = generating  # type: ignore[method-assign]
     language_policy.LanguagePolicy.token_log_prob = forward  # type: ignore[method-assign]
@@ -456,6 +525,7 @@ def _watched(watch: Phases, oracle: RewardModelOracle) -> Any:
         language_policy.LanguagePolicy.token_log_prob = token_log_prob  # type: ignore[method-assign]
         torch.optim.AdamW.step = step  # type: ignore[method-assign]
         DraftLength.saw = saw  # type: ignore[method-assign]
+        scoring.forward = score_forward
 
     return restore
 

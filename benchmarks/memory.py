@@ -1,4 +1,4 @@
-"""Peak memory of a training step by solver and by how the networks are held; a process of its own for each cell.
+"""Peak memory of a training step by solver and by how the networks are held; on a CPU a process for each cell.
 
 Weights, gradients and optimizer state are counted tensor by tensor; "saved" is what the forward pass keeps for the
 backward one. The peak is the process's own (CPU: of its resident set, above what it was before the model; CUDA:
@@ -6,14 +6,18 @@ torch.cuda.max_memory_allocated). Random weights: memory does not ask what a mod
 
 python -m benchmarks memory
 python -m benchmarks memory --shapes
+python -m benchmarks memory --device cuda --budget 60 --out memory.json     # a larger model, some of the cells
 python -m benchmarks memory --solvers nash_mp --hidden 768 --layers 12 --device cuda
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from torch import Tensor
 
 from nlhf_zoo import Game, Outcome, PreferenceOracle, QueryCount
 from nlhf_zoo.drive import configure
+from nlhf_zoo.errors import BadInput
 from nlhf_zoo.llm.host import HostNetwork
 from nlhf_zoo.llm.objective import measured_distances, sampled_objective
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
@@ -37,6 +42,8 @@ from nlhf_zoo.training.networks import NetworkPool
 SOLVERS = ("nash_mp", "nash_prox", "nash_md", "online_dpo", "online_ipo", "adaptive_nash_mp")
 HELD: Mapping[str, Mapping[str, Any]] = {
     "float32": {},
+    "bf16 autocast": {"precision": "bf16-mixed"},
+    "bf16 weights": {"precision": "bf16-true"},
     "recomputed": {"gradient_checkpointing": True},
     "frozen bf16": {"frozen_dtype": "bfloat16"},
     "frozen on CPU": {"frozen_device": "cpu"},
@@ -45,6 +52,10 @@ HELD: Mapping[str, Mapping[str, Any]] = {
     "LoRA 16, bf16, recomputed": {"lora_rank": 16, "gradient_checkpointing": True, "frozen_dtype": "bfloat16"},
     "LoRA 16, 4 bit, recomputed": {"lora_rank": 16, "gradient_checkpointing": True, "load_in_4bit": True},
 }
+ON_GPU = [("nash_mp", held) for held in HELD] + [
+    (solver, held) for held in ("float32", "LoRA 16") for solver in ("nash_prox", "nash_md", "online_dpo")
+]
+"""Cells in one go, where no others are asked for."""
 
 
 class Longer(PreferenceOracle):
@@ -69,15 +80,18 @@ class Cell:
 
 
 def cell(folder: str, solver_name: str, held: str, given: argparse.Namespace) -> Cell:
-    torch.set_num_threads(1)
-    before = _resident(reset=True)
+    if given.device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if given.device == "cuda" else _resident(reset=True)
     config = TrainConfig(
         model=folder, prompts="-", oracle="-", out="-", accelerator=given.device, **{**HELD[held], "beta": 0.01}
     )
     cls = lookup("solvers", solver_name)
     solver = configure(solver_name, **cls.practical(config.beta))
     pool = load_pool(config, byte_tokenizer(), Decoding(max_new_tokens=given.new_tokens))
-    pool.to(given.device)
+    pool.to(given.device, torch.bfloat16 if config.precision == "bf16-true" else None)
     game = Game(Longer(), pool.policy(pool.reference), config.beta)
     state = pool.own_slots(solver.init(game, pool.policy()))
     optimizer = torch.optim.AdamW([p for p in pool.student.parameters() if p.requires_grad], lr=1e-6)
@@ -90,7 +104,8 @@ def cell(folder: str, solver_name: str, held: str, given: argparse.Namespace) ->
         batches = update.steps or config.inner_steps
         pool.begin(solver, game, state, update, batches)
         for _ in range(batches):
-            with _Saved(pool) as seen:
+            mixed = torch.autocast(given.device, torch.bfloat16, enabled=config.precision == "bf16-mixed")
+            with _Saved(pool) as seen, mixed:
                 loss = sampled_objective(pool.policy(), update, game, prompts, 2, generator).loss
             loss.backward()
             saved = max(saved, seen.total)
@@ -104,7 +119,7 @@ def cell(folder: str, solver_name: str, held: str, given: argparse.Namespace) ->
     host = [network for network in [pool.reference, *pool.spares] if isinstance(network, HostNetwork)]
     at_rest = {id(p) for network in host for p in network.parameters()}
     working = [p for p in pool.parameters() if id(p) not in at_rest] + [c for n in host for c in n.copied]
-    peak = torch.cuda.max_memory_allocated() if given.device == "cuda" else _resident() - before
+    peak = (torch.cuda.max_memory_allocated() if given.device == "cuda" else _resident()) - before
     return Cell(
         networks=2 + len(pool.spares),
         device=_bytes(working),
@@ -154,13 +169,14 @@ def _resident(*, reset: bool = False) -> int:
     return int(fields["VmHWM"].split()[0]) * 1024
 
 
-def _in_a_process(arguments: tuple[Any, ...], device: str) -> Cell:
-    from benchmarks.memory import cell  # by its own name: `python -m` runs this file under another
+def _alone(arguments: tuple[Any, ...], device: str) -> Cell:
+    """One cell; in a process of its own where the peak is the process's."""
+    if device == "cuda":
+        return cell(*arguments)
+    from benchmarks.memory import cell as by_its_own_name  # `python -m` runs this file under another
 
-    # CUDA cannot be used after a fork.
-    context = multiprocessing.get_context("spawn" if device == "cuda" else "fork")
-    with context.Pool(1) as workers:
-        return workers.apply(cell, arguments)
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        return workers.apply(by_its_own_name, arguments)
 
 
 def count_adapters() -> None:
@@ -197,20 +213,31 @@ def count_adapters() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--solvers", nargs="*", default=list(SOLVERS))
-    parser.add_argument("--held", nargs="*", default=list(HELD), choices=list(HELD))
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--solvers", nargs="*")
+    parser.add_argument("--held", nargs="*", choices=list(HELD))
+    parser.add_argument("--hidden", type=int, help="512 on a CPU, 1024 on a GPU")
+    parser.add_argument("--layers", type=int, help="10 on a CPU, 24 on a GPU")
     parser.add_argument("--batch", type=int, default=2, help="prompts; two responses each")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="solver steps")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--shapes", action="store_true", help="count adapters on the shapes of real models, and end")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no cell is begun")
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     given = parser.parse_args()
     if given.shapes:
         count_adapters()
         return
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here: nothing was measured")
+        return
+    chosen = [(solver, held) for solver in given.solvers or SOLVERS for held in given.held or HELD]
+    if given.device == "cuda":
+        chosen = chosen if given.solvers or given.held else ON_GPU
+    given.hidden = given.hidden or (1024 if given.device == "cuda" else 512)
+    given.layers = given.layers or (24 if given.device == "cuda" else 10)
+    begun, rows = time.perf_counter(), list[dict[str, Any]]()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = byte_tokenizer()
@@ -222,12 +249,21 @@ def main() -> None:
         columns = ("device", "host", "gradients", "optimizer", "saved", "peak")
         print(f"| solver | held | networks | {' | '.join(columns)} | weights / one model |")
         print("| --- | --- |" + " --- |" * (len(columns) + 2))
-        for solver in given.solvers:
-            for held in given.held:
-                found = _in_a_process((folder, solver, held, given), given.device)
-                sizes = " | ".join(f"{getattr(found, name) / 2**20:.0f}" for name in columns)
-                ratio = (found.device + found.host) / one
-                print(f"| `{solver}` | {held} | {found.networks} | {sizes} | {ratio:.2f} |", flush=True)
+        for solver, held in chosen:
+            if time.perf_counter() - begun > given.budget:
+                print(f"| `{solver}` | {held} | not begun: the time was up |")
+                continue
+            try:
+                found = _alone((folder, solver, held, given), given.device)
+            except BadInput as error:  # bitsandbytes is not there
+                print(f"| `{solver}` | {held} | skipped: {error} |", flush=True)
+                continue
+            rows.append({"solver": solver, "held": held, **attrs.asdict(found)})
+            sizes = " | ".join(f"{getattr(found, name) / 2**20:.0f}" for name in columns)
+            ratio = (found.device + found.host) / one
+            print(f"| `{solver}` | {held} | {found.networks} | {sizes} | {ratio:.2f} |", flush=True)
+            if given.out:
+                given.out.write_text(json.dumps({"parameter_bytes": one, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,11 +28,18 @@ from safetensors.torch import load_file
 from nlhf_zoo.demo import language
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 
-COMMAND = Path(sys.executable).with_name("nlhf-zoo")
+
+def prepare(folder: Path) -> None:
+    """Write the model and the prompts that `run` trains with."""
+    tokenizer = byte_tokenizer()
+    small_llama(tokenizer, hidden=256, layers=4, heads=4, seed=0).save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
+    lines = [json.dumps({"prompt": prompt}) for prompt in language.all_prompts()]
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
 
 
-def run(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
-    """One `nlhf-zoo train` in processes of its own; what came of it, and the seconds by the clock."""
+def command(folder: Path, name: str, **changes: Any) -> list[str]:
+    """The command line of one `nlhf-zoo train`."""
     config = {
         "model": str(folder / "lm"),
         "prompts": str(folder / "prompts.jsonl"),
@@ -52,12 +59,23 @@ def run(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     }
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config))
+    return [sys.executable, "-m", "nlhf_zoo", "train", "--config", str(file), "--json"]
+
+
+def run(folder: Path, name: str, *, limit: float | None = None, **changes: Any) -> dict[str, Any]:
+    """One `nlhf-zoo train` in processes of its own; what came of it, and the seconds by the clock.
+
+    Args:
+        limit: seconds after which it is ended, and has failed.
+    """
     # Equal losses need float32 products: TF32 would differ by the order of its sums.
     env = {**os.environ, "NVIDIA_TF32_OVERRIDE": "0"}
     begun = time.perf_counter()
-    done = subprocess.run(
-        [str(COMMAND), "train", "--config", str(file), "--json"], env=env, capture_output=True, text=True, check=False
-    )
+    line = command(folder, name, **changes)
+    try:
+        done = subprocess.run(line, env=env, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired as late:
+        return {"failed": f"not done in {limit} s; {(late.stderr or b'').decode()[-1000:]}"}
     if done.returncode:
         return {"failed": done.stderr[-2000:]}
     found = json.loads(done.stdout)
@@ -98,11 +116,8 @@ def main() -> int:
         engines += ["deepspeed_stage_1", "deepspeed_stage_2"]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder, tokenizer = Path(scratch), byte_tokenizer()
-        small_llama(tokenizer, hidden=256, layers=4, heads=4, seed=0).save_pretrained(folder / "lm")
-        tokenizer.save_pretrained(folder / "lm")
-        lines = [json.dumps({"prompt": prompt}) for prompt in language.all_prompts()]
-        (folder / "prompts.jsonl").write_text("\n".join(lines))
+        folder = Path(scratch)
+        prepare(folder)
         alone = run(folder, "alone", accumulate=devices)
         if "failed" in alone:
             print(alone["failed"], file=sys.stderr)
