@@ -54,7 +54,7 @@ CELLS = [
     *("0.5B:online_dpo", "0.5B:nash_md", "0.5B:nash_mp", "1.5B:nash_mp", "3B:nash_mp:lora"),
     *("0.1B:online_dpo", "0.1B:nash_md", "0.1B:nash_mp", "0.5B:online_dpo:mixed", "0.5B:online_dpo:eager"),
 ]
-TINY = ["tiny:online_dpo", "tiny:nash_md", "tiny:nash_mp:lora", "tiny:online_dpo:mixed"]
+TINY = ["tiny:online_dpo", "tiny:nash_md", "tiny:nash_mp:lora", "tiny:online_dpo:mixed", "tiny:online_dpo:eager"]
 
 
 @attrs.frozen
