@@ -166,22 +166,27 @@ def exactness(
     growing = GrowingReader.of_prompts(model, prompts, mask, whose)
     last, position = prompts[:, -1:], mask.sum(-1, keepdim=True) - 1
     draws = torch.Generator(setting.device).manual_seed(3)
-    worst, mean, captured, spread = 0.0, 0.0, 0.0, 0.0
+    worst, mean, captured, spread, apart = 0.0, 0.0, 0.0, 0.0, 0.0
     for _ in range(tokens):
         wanted = growing.read(last, position).float()
         found, plain = replayed.read(last, position).float(), uncaptured.read(last, position).float()
         worst = max(worst, float((found - wanted).abs().max()))
         captured = max(captured, float((found - plain).abs().max()))
+        apart += float((found - plain).abs().mean()) / tokens
         mean, spread = mean + float((found - wanted).abs().mean()) / tokens, float(wanted.std())
         last = torch.randint(5, setting.vocabulary, (rows, 1), generator=draws, device=setting.device)
         position = position + 1
+    replays = len(replayed.buffers.steps) if hasattr(replayed, "buffers") else 0
     replayed.close()
     return {
         "largest_difference_to_growing": worst,
         "mean_difference_to_growing": mean,
         "largest_difference_to_uncaptured": captured,
+        "mean_difference_to_uncaptured": apart,
         "standard_deviation_of_logits": spread,
-        "right": mean < 0.05 * spread and captured < 0.05 * spread,
+        "reader": f"{type(replayed).__name__}, {replays} captured",
+        # Kernels round differently, and of bfloat16 the largest of millions of differences says little.
+        "right": max(mean, apart) < (0.02 if setting.dtype == torch.bfloat16 else 1e-4) * spread,
     }
 
 
@@ -255,12 +260,15 @@ def engine(setting: Setting, model: Any, rows: int) -> dict[str, Any]:
 class Report:
     """What was found, part by part; written at once, and a part that fails is written down as failed."""
 
-    def __init__(self, out: Path | None, limit: float, head: dict[str, Any]) -> None:
+    def __init__(self, out: Path | None, limit: float, only: Sequence[str], head: dict[str, Any]) -> None:
         self.found: dict[str, Any] = {**head, "parts": {}}
+        self._only = only
         self._out, self._limit, self._begun = out, limit, time.perf_counter()
         self.wrong = False
 
     def part(self, name: str, work: Callable[..., dict[str, Any]], *args: Any, **options: Any) -> None:
+        if self._only and not any(words in name for words in self._only):
+            return
         spent = time.perf_counter() - self._begun
         if spent > self._limit:
             self._note(name, {"left_out": f"{spent:.0f} s were spent"})
@@ -316,6 +324,7 @@ def measure_mixed_precision(report: Report, setting: Setting, rows: int) -> None
     model, name = setting.model(0), f"{setting.shape}, {rows} rows, bf16-mixed"
     report.part(f"{name}: logits", mixed_precision, exactness, setting, model, rows)
     report.part(f"{name}: speed", mixed_precision, speed, setting, model, rows)
+    report.part(f"{setting.shape}, {rows} rows, float32: new weights", follows_weights, setting, model, rows)
 
 
 def main() -> int:
@@ -327,6 +336,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=128, help="prompt tokens")
     parser.add_argument("--length", type=int, default=128, help="new tokens")
     parser.add_argument("--seconds", type=float, default=70, help="begin no part after so many")
+    parser.add_argument("--only", nargs="+", default=[], help="parts whose names have one of these words in them")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -340,7 +350,7 @@ def main() -> int:
         "torch": torch.__version__,
         "settings": {name: value for name, value in vars(given).items() if name != "out"},
     }
-    report = Report(given.out, given.seconds, head)
+    report = Report(given.out, given.seconds, given.only, head)
     shapes = ["tiny"] if given.tiny else given.shapes
     prompt, length = (16, 12) if given.tiny else (given.prompt, given.length)
     exact = torch.float32 if given.device == "cpu" else torch.bfloat16

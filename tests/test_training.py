@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from nlhf_zoo import BadInput, solvers
 from nlhf_zoo.cli import main
+from nlhf_zoo.llm.loading import load_causal_lm
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.module import NashTraining
@@ -216,6 +217,22 @@ def test_killed_run_resumes_to_identical_weights(folder: Path, tmp_path: Path) -
 )
 def test_killed_thrice(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     killed_and_resumed(folder, tmp_path, kills=3 if changes.get("checkpoint_every") is None else 1, **changes)
+
+
+def test_bf16_weights_train_the_policy_that_is_saved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules: list[NashTraining] = []
+    log = NashTraining._log
+    monkeypatch.setattr(NashTraining, "_log", lambda self: (modules.append(self), log(self)))
+    train(TrainConfig(**settings(folder, tmp_path / "run", precision="bf16-true", steps=1)))
+    student = modules[0].pool.student
+    saved = load_causal_lm(str(tmp_path / "run" / "policy"), dtype=torch.bfloat16)
+    frequencies = dict(saved.named_buffers())
+    assert frequencies
+    assert next(student.parameters()).dtype == torch.bfloat16
+    for name, buffer in student.named_buffers():
+        torch.testing.assert_close(buffer, frequencies[name], rtol=0, atol=0)
 
 
 def test_bf16_autocast_trains(folder: Path, tmp_path: Path) -> None:

@@ -47,9 +47,13 @@ class _Seen:
 
     @functools.cached_property
     def numbers(self) -> dict[str, float]:
-        """What was measured, brought from the device at once, when its work is done."""
-        stacked = torch.stack([value.double() for value in self.measured.values()])
-        return dict(zip(self.measured, stacked.tolist(), strict=True))
+        """What was measured, brought from each device at once, when its work is done; judges may be on the CPU."""
+        numbers: dict[str, float] = {}
+        for device in {value.device for value in self.measured.values()}:
+            here = {name: value for name, value in self.measured.items() if value.device == device}
+            stacked = torch.stack([value.double() for value in here.values()])
+            numbers.update(zip(here, stacked.tolist(), strict=True))
+        return {name: numbers[name] for name in self.measured}
 
 
 class NashTraining(LightningModule):
@@ -80,6 +84,7 @@ class NashTraining(LightningModule):
         self._begun = time.perf_counter()
         self._queries = QueryCount()
         self._dropout_off()
+        self._buffers_before = {name: one.clone() for name, one in pool.named_buffers() if one.is_floating_point()}
 
     @property
     def seconds(self) -> float:
@@ -93,6 +98,7 @@ class NashTraining(LightningModule):
 
     def on_fit_start(self) -> None:
         self._begun = time.perf_counter()
+        self._buffers_back()
 
     @property
     def current(self) -> SlotPolicy:
@@ -264,6 +270,17 @@ class NashTraining(LightningModule):
     @property
     def _batches_a_step(self) -> int:
         return self.trainer.world_size * self.config.accumulate
+
+    def _buffers_back(self) -> None:
+        """Buffers as they were before Lightning cast them: in bfloat16, rotary frequencies turn other angles.
+
+        The policy that is saved and loaded again has them in float32, and is to be the one that was trained.
+        """
+        for name, before in self._buffers_before.items():
+            module, _, last = name.rpartition(".")
+            now = self.pool.get_buffer(name)
+            if now.dtype != before.dtype:
+                self.pool.get_submodule(module)._buffers[last] = before.to(now.device)
 
     def _dropout_off(self) -> None:
         """Rates to zero: gradient checkpointing needs train mode, and dropout is not wanted in it."""
