@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nlhf_zoo as nz
@@ -36,6 +36,7 @@ ANYTHING = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(content=st.dictionaries(st.sampled_from(["rows", "error", "task"]), ANYTHING), policy=ANYTHING)
 def test_every_value_is_read_with_its_type_and_bits(content: dict[str, Any], policy: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
