@@ -117,8 +117,8 @@ def _play(
         bounds = claimed(made, game, result.history)
         rows += [
             {
-                "game": label, "solver": solver, "name": name, "options": json.dumps(options), "seed": seed,
-                "role": "run", "step": row["step"], "queries": row["queries"], "tokens": 0,
+                "game": label, "solver": solver, "entry": solver, "name": name, "options": json.dumps(options),
+                "seed": seed, "role": "run", "step": row["step"], "queries": row["queries"], "tokens": 0,
                 "seconds": row["seconds"], "metric": metric, "value": row[metric],
                 "bound": bounds[metric][at] if metric in bounds else None, "cell": f"{label}/{solver}/{seed}",
             }

@@ -857,3 +857,9 @@ def test_the_report_is_written_and_names_the_verdict(tmp_path: Path, capsys: pyt
     arguments = ["--game", "rock_paper_scissors", "--solver", "nash_mp", "--solver", "mmd", "--queries", "20"]
     assert main(["compare", *arguments, "--out", str(tmp_path / "out")]) == 0
     assert "rock_paper_scissors" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_cell_of_two_contestants_is_planned_once(tmp_path: Path) -> None:
+    shared = ["mmd", {"name": "mmd", "label": "again"}]
+    summary = nz.compare(["rock_paper_scissors"], shared, queries=20, out=tmp_path / "out", report=False).summary
+    assert summary["cells"] == {"planned": 1, "done": 1, "failed": 0}

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -178,8 +180,12 @@ def test_solver_is_called_as_entered_whatever_tuning_chose(copy: Path):
             game["table"][1]["entry"] = "nash_md tuned"
 
     edit(copy / "summary.json", tune)
+    rows = pq.read_table(copy / "results.parquet").to_pylist()
+    tuned = [{**row, "entry": "nash_md tuned"} if row["name"] == "nash_md" else row for row in rows]
+    pq.write_table(pa.Table.from_pylist(tuned), copy / "results.parquet")
     comparison = read_comparison(copy)
     assert comparison.names["nash_md tuned"] == "nash_md"
+    assert set(comparison.games[0].runs["duality_gap"]) == {"nash_mp", "nash_md tuned", "online_ipo eta=0.5"}
     html = compose(comparison).html()
     assert "Hyperparameters" in html
     assert '"name":"nash_md tuned"' in html

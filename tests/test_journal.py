@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import nlhf_zoo as nz
 from nlhf_zoo.comparison.journal import Journal
@@ -23,6 +27,34 @@ def test_cells_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert read.policy("a") == {"labels": ["é", "x\n"], "probabilities": [0.1, 0.9]}
         with pytest.raises(KeyError):
             read.policy("c")
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.lists(st.floats()) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=40)
+@given(content=st.dictionaries(st.sampled_from(["rows", "error", "task"]), ANYTHING), policy=ANYTHING)
+def test_every_value_is_read_with_its_type_and_bits(content: dict[str, Any], policy: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder))
+        journal.append("a", content, policy)
+        journal.close()
+        read = Journal(Path(folder))
+        # As text, since NaN is no NaN, 1 is True and -0.0 is 0.0.
+        assert repr(read.cells["a"]) == repr(content)
+        assert repr(read.policy("a")) == repr(policy)
+
+
+def test_lists_of_digits_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    line = '{"key":"a","rows":{"seconds":[0.0,0.25],"metrics":{"duality_gap":[Infinity,1e-3]}},"policy":[0.5,0.5]}'
+    (tmp_path / "20261126-000000-00000000.jsonl").write_text(f"{line}\n")
+    journal = Journal(tmp_path)
+    assert journal.cells == {"a": {"rows": {"seconds": [0.0, 0.25], "metrics": {"duality_gap": [math.inf, 1e-3]}}}}
+    assert journal.policy("a") == [0.5, 0.5]
 
 
 def test_a_session_that_ends_nothing_leaves_no_file(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_each_kind_of_query_and_each_game_may_have_its_budget(tmp_path: Path) ->
 
 def test_a_budget_alone_is_no_other_game() -> None:
     config = CompareConfig(games=[GAME], solvers=["mmd"], queries=9, out=Path("x"))
-    identities = [game_entries([{**GAME, **own}], config)[0].identity() for own in ({}, {"queries": 5})]
+    identities = [game_entries([{**GAME, **own}], config)[0].identity for own in ({}, {"queries": 5})]
     assert identities[0] == identities[1]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from nlhf_zoo.interfaces import Game, Guarantee, Solver
-from nlhf_zoo.interfaces.guarantee import MEASURED
+from nlhf_zoo.interfaces.guarantee import MEASURED, Bound, Proportional
 from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.tabular import TabularPolicy
 
@@ -30,13 +30,19 @@ def claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) ->
         metric = MEASURED[guarantee.metric]
         if metric not in history[0]:
             continue
-        initial = torch.tensor(float(history[0][metric]), dtype=torch.float64)
         assert guarantee.bound is not None
         counted = "step" if guarantee.per == "step" else "queries"
-        values = [float(guarantee.bound(row[counted], game, initial)) for row in history]
-        before = found.get(metric, values)
-        found[metric] = [min(pair) for pair in zip(values, before, strict=True)]
+        values = _course(guarantee.bound, [row[counted] for row in history], game, float(history[0][metric]))
+        found[metric] = list(map(min, values, found[metric])) if metric in found else values
     return found
+
+
+def _course(bound: Bound, counts: Sequence[int], game: Game, initial: float) -> list[float]:
+    if isinstance(bound, Proportional):
+        left = bound.course(game)
+        return [float(initial * left(n)) for n in counts]
+    start = torch.tensor(initial, dtype=torch.float64)
+    return [float(bound(n, game, start)) for n in counts]
 
 
 def _speaks_of(guarantee: Guarantee, game: Game) -> bool:

@@ -133,10 +133,17 @@ class _Work:
         return self.kinds[game.label].seeds(range(self.config.seed, self.config.seed + self.config.seeds))
 
     def _planned(self) -> int:
-        tuning = {
-            run.key for game in self.tuning.values() for points in game.values() for runs in points for run in runs
-        }
-        return len(tuning) + len(self.solvers) * sum(len(self.seeds(game)) for game in self.games)
+        """Distinct cells; until the contestants' hyperparameters are chosen, as if no two of them shared one."""
+        tuning = {run.key for run in self._tuning_runs()}
+        chosen = {run.key for run in self._reported_runs()}
+        most = len(self.solvers) * sum(len(self.seeds(game)) for game in self.games)
+        return len(tuning) + (len(chosen) or most)
+
+    def _tuning_runs(self) -> list[Run]:
+        return [run for game in self.tuning.values() for points in game.values() for runs in points for run in runs]
+
+    def _reported_runs(self) -> list[Run]:
+        return [run for game in self.runs.values() for runs in game.values() for run in runs]
 
     def _claim(self) -> Journal:
         """Pass where the folder is new, empty, or this comparison's; and write down what is being done.
@@ -187,8 +194,7 @@ class _Work:
 
     def tune(self) -> None:
         """Play all grids and choose; nothing to do where there is no grid."""
-        every = [run for game in self.tuning.values() for points in game.values() for runs in points for run in runs]
-        self._perform(every)
+        self._perform(self._tuning_runs())
         grids = [(game, entry, self.tuning[game.label][entry.label]) for game in self.games for entry in self.tuned]
         after = [together(runs, self.kinds, self._cells) for _, _, runs in grids]
         self._perform(task for tasks in after for mine in tasks.values() for task in mine)
@@ -201,6 +207,7 @@ class _Work:
                 options = entry.points[0] if choice is None else choice.options
                 runs = [self._run(game, entry, options, seed, "run") for seed in self.seeds(game)]
                 self.runs[game.label][entry.label] = runs
+        self.planned = self._planned()
 
     def play(self) -> None:
         """The runs that are reported, and what else a game asks for when they have ended."""
@@ -241,10 +248,9 @@ class _Work:
 
     def write(self, partial: bool) -> dict[str, Any]:
         """results.parquet, summary.json, the games and the report, out of the cells that have ended."""
-        runs = [run for game in self.runs.values() for found in game.values() for run in found]
-        tuning = [run for game in self.tuning.values() for points in game.values() for found in points for run in found]
         # One cell may be that of two contestants, one of them tuned, or of a game under two labels.
-        distinct = {(run.key, run.game.label, run.entry, run.role): run for run in (*tuning, *runs)}.values()
+        every = (*self._tuning_runs(), *self._reported_runs())
+        distinct = {(run.key, run.game.label, run.entry, run.role): run for run in every}.values()
         ended = [(run, self._cells[run.key]) for run in distinct if run.key in self._cells]
         write_results(self.folder, ended)
         summary = self._summary(partial, ended)

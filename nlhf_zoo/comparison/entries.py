@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -54,7 +55,7 @@ def _text(_: Any, field: Any, value: Any) -> None:
 
 @attrs.frozen(kw_only=True)
 class GameEntry:
-    """One game of a comparison, on a table or (`train`) on a language model.
+    """One game of a comparison, on a table or (`train`) on a language model; hashable, as its mappings do not change.
 
     Attributes:
         name: registered name or file; of language-model runs, what to call them.
@@ -67,22 +68,23 @@ class GameEntry:
 
     name: str
     label: str = attrs.field(converter=str)
-    options: Mapping[str, Any] = attrs.field(factory=dict)
-    train: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
+    train: Mapping[str, Any] | None = attrs.field(default=None, hash=False)
     beta: float = attrs.field(default=0.1, validator=_number)
     comparisons: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole_number))
     reference: str | None = None
     divergence: str = attrs.field(default="reverse_kl", validator=_text)
-    divergence_options: Mapping[str, Any] = attrs.field(factory=dict)
+    divergence_options: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
     smoothing: float = attrs.field(default=0.5, validator=_number)
     kind: Literal["auto", "probabilities", "counts"] = "auto"
     policy: str = attrs.field(default="table", validator=_text)
-    policy_options: Mapping[str, Any] = attrs.field(factory=dict)
+    policy_options: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
     queries: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole_number))
     tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole_number))
     digest: str = ""
 
-    def identity(self) -> dict[str, Any]:
+    @functools.cached_property
+    def identity(self) -> Mapping[str, Any]:
         """What makes it this game: all but what it is called, where its files lie, and what a run may cost."""
         found = attrs.asdict(self)
         for name in ("label", "queries", "tokens"):

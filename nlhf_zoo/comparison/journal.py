@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import secrets
+import struct
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
@@ -21,6 +23,9 @@ class Journal:
     A line is handed to the system whole as soon as its cell ends. A session that is killed, or finds the disk full,
     leaves at most a piece of a line, which readers pass over: its cell is played again. No two writers share a file,
     so that nothing is locked, and any disk will do, a network's too.
+
+    A line is JSON. A list of floats is {"float64": base64 of its little-endian bytes}, since their digits would take
+    most of the time that a line does. Lists of digits, as earlier versions wrote them, are read too.
 
     Attributes:
         cells: key -> what is known of the cell, without its policy; of cells that need not be tried again.
@@ -52,7 +57,7 @@ class Journal:
         """
         file = self._own()
         place = Path(str(file.name)), file.tell()
-        text = json.dumps({"key": key, **content, "policy": policy}, separators=(",", ":"))
+        text = json.dumps(_packed({"key": key, **content, "policy": policy}), separators=(",", ":"))
         _write(file, f"{text}\n".encode())
         self.cells[key] = content
         self._places[key] = place
@@ -66,7 +71,7 @@ class Journal:
         path, offset = self._places[key]
         with path.open("rb") as file:
             file.seek(offset)
-            return json.loads(file.readline())["policy"]
+            return json.loads(file.readline(), object_hook=_unpacked)["policy"]
 
     def close(self) -> None:
         if self._file is not None:
@@ -83,14 +88,32 @@ class Journal:
 
     def _note(self, line: bytes, path: Path, offset: int) -> None:
         try:
-            cell = json.loads(line)
+            cell = json.loads(line, object_hook=_unpacked)
             key = cell.pop("key")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, struct.error):
             return
         if cell.get("lasting", True) and key not in self.cells:
             cell.pop("policy", None)
             self.cells[key] = cell
             self._places[key] = path, offset
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _packed(item) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    kinds = set(map(type, value))
+    if kinds == {float}:
+        return {"float64": base64.b64encode(struct.pack(f"<{len(value)}d", *value)).decode()}
+    return [_packed(item) for item in value] if kinds & {dict, list} else value
+
+
+def _unpacked(found: dict[str, Any]) -> Any:
+    if found.keys() != {"float64"}:
+        return found
+    data = base64.b64decode(found["float64"])
+    return list(struct.unpack(f"<{len(data) // 8}d", data))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -36,7 +36,7 @@ def plan(
 
 def _essence(entry: GameEntry) -> Mapping[str, Any]:
     budget = {name: value for name in ("queries", "tokens") if (value := getattr(entry, name)) is not None}
-    return {key: value for key, value in entry.identity().items() if key != "digest"} | budget
+    return {key: value for key, value in entry.identity.items() if key != "digest"} | budget
 
 
 def check_continues(saved: Path, now: Plan) -> None:

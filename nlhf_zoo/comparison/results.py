@@ -31,23 +31,20 @@ def write_results(folder: Folder, cells: Cells) -> None:
     """All measurements of all cells that have some, in the order of the cells."""
     import pyarrow as pa
 
-    blocks = [
-        (run, cell["rows"], metric) for run, cell in cells if "rows" in cell for metric in cell["rows"]["metrics"]
-    ]
-    lengths = [len(rows["step"]) for _, rows, _ in blocks]
+    ended = [(run, cell["rows"]) for run, cell in cells if "rows" in cell]
+    lengths = [len(rows["step"]) * len(rows["metrics"]) for _, rows in ended]
     columns: dict[str, Any] = {
-        name: _repeated([of(run) for run, _, _ in blocks], lengths) for name, of in _OF_A_CELL.items()
+        name: _repeated([of(run) for run, _ in ended], lengths) for name, of in _OF_A_CELL.items()
     }
-    columns["metric"] = _repeated([metric for _, _, metric in blocks], lengths)
-    columns["seed"] = pa.array(np.repeat(np.array([run.seed for run, _, _ in blocks], dtype=np.int64), lengths))
+    columns["seed"] = pa.array(np.repeat(np.array([run.seed for run, _ in ended], dtype=np.int64), lengths))
     for name in _OF_A_POINT:
         kind = np.float64 if name == "seconds" else np.int64
-        columns[name] = pa.array(_joined([rows[name] for _, rows, _ in blocks], kind))
-    columns["value"] = pa.array(_joined([rows["metrics"][metric] for _, rows, metric in blocks], np.float64))
+        columns[name] = pa.array(_joined([rows[name] * len(rows["metrics"]) for _, rows in ended], kind))
+    blocks = [(rows, metric) for _, rows in ended for metric in rows["metrics"]]
+    columns["metric"] = _repeated([metric for _, metric in blocks], [len(rows["step"]) for rows, _ in blocks])
+    columns["value"] = pa.array(_joined([rows["metrics"][metric] for rows, metric in blocks], np.float64))
     none = [np.nan]
-    bounds = [
-        rows["bounds"].get(metric, none * count) for (_, rows, metric), count in zip(blocks, lengths, strict=True)
-    ]
+    bounds = [rows["bounds"].get(metric, none * len(rows["step"])) for rows, metric in blocks]
     columns["bound"] = pa.array(_joined(bounds, np.float64), from_pandas=True)
     folder.write_table("results.parquet", COLUMNS, columns)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,22 +45,17 @@ class Setting:
         return self.game.oracle
 
 
+@functools.lru_cache(maxsize=4)
 def setting(entry: GameEntry, seed: int) -> Setting:
     """The game under this seed; the last few are kept, since solvers meet on them one after another.
 
     Raises:
         BadInput: no such game, or parameters that do not fit.
     """
-    return _setting(json.dumps(attrs.asdict(entry)), seed)
-
-
-@functools.lru_cache(maxsize=4)
-def _setting(entry_text: str, seed: int) -> Setting:
     from nlhf_zoo.data import read_reference
     from nlhf_zoo.games.named import named_game
     from nlhf_zoo.tabular.kinds import parametrised
 
-    entry = GameEntry(**json.loads(entry_text))
     named = named_game(entry.name, entry.options, seed=seed, smoothing=entry.smoothing, kind=entry.kind)
     try:
         divergence = lookup("divergences", entry.divergence)(**entry.divergence_options)

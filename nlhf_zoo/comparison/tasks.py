@@ -78,7 +78,7 @@ class Run(Task):
     @property
     def identity(self) -> Mapping[str, Any]:
         return {
-            "game": self.game.identity(),
+            "game": self.game.identity,
             "solver": self.name,
             "options": dict(self.options),
             "seed": self.seed,

@@ -53,7 +53,7 @@ class Uncertainty(Task):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"uncertainty": self.game.identity(), "draws": self.draws}
+        return {"uncertainty": self.game.identity, "draws": self.draws}
 
     def perform(self) -> Done:
         found = setting(self.game, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,14 +80,18 @@ def _refuse_a_misspelt_name(game: str) -> None:
 
 def _built(name: str, arguments: Mapping[str, Any]) -> Any:
     factory = lookup("games", name)
-    known = inspect.signature(factory).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    unknown = next((key for key in arguments if key not in known), None)
-    if unknown is not None and not open_ended:
-        raise BadInput(f"game {name} has no parameter {unknown!r}; it has {', '.join(known) or 'none'}")
     try:
         return factory(**arguments)
     except BadInput:
         raise
     except (TypeError, ValueError) as error:
+        _refuse_an_unknown_parameter(name, factory, arguments)
         raise BadInput(f"game {name}: {error}") from None
+
+
+def _refuse_an_unknown_parameter(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    known = inspect.signature(factory).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    unknown = next((key for key in arguments if key not in known), None)
+    if unknown is not None and not open_ended:
+        raise BadInput(f"game {name} has no parameter {unknown!r}; it has {', '.join(known) or 'none'}") from None

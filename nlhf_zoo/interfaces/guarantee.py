@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from nlhf_zoo.interfaces.policy import Policy
     from nlhf_zoo.interfaces.solver import State
 
-__all__ = ["MEASURED", "Bound", "Guarantee", "Recursion", "contraction", "linear_rate", "span_rate"]
+__all__ = [
+    "MEASURED",
+    "Bound",
+    "Guarantee",
+    "Proportional",
+    "Recursion",
+    "contraction",
+    "linear_rate",
+    "span_rate",
+]
 
 MEASURED: Mapping[str, str] = {
     "kl": "kl_to_equilibrium",
@@ -29,6 +38,25 @@ MEASURED: Mapping[str, str] = {
 
 class Bound(Protocol):
     def __call__(self, n: int, game: Game, initial: Tensor | None = None) -> Tensor: ...
+
+
+@attrs.frozen
+class Proportional:
+    """The bound that is a multiple of where the run began: a `Bound` that can be had of many n without a tensor each.
+
+    Attributes:
+        course: of a game, the function from n to what is left of the initial value then.
+        first: of a game, what stands for an initial value that is not known.
+    """
+
+    course: Callable[[Game], Callable[[int], float]]
+    first: Callable[[Game], float]
+
+    def __call__(self, n: int, game: Game, initial: Tensor | None = None) -> Tensor:
+        import torch
+
+        start = torch.tensor(self.first(game), dtype=torch.float64) if initial is None else initial
+        return start * self.course(game)(n)
 
 
 class Recursion(Protocol):
@@ -133,13 +161,11 @@ def contraction(factor: float | Callable[[Game], float]) -> Bound:
     """
     rate = _rate(factor)
 
-    def bound(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
-        import torch
+    def course(game: Game) -> Callable[[int], float]:
+        shrink = rate(game)
+        return lambda n: shrink**n
 
-        first = torch.tensor(1 / (2 * game.beta), dtype=torch.float64) if initial is None else initial
-        return first * rate(game) ** n
-
-    return bound
+    return Proportional(course, first=lambda game: 1 / (2 * game.beta))
 
 
 def linear_rate(
@@ -189,19 +215,20 @@ def span_rate(
     """
     rate = _rate(factor)
 
-    def bound(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
-        import torch
-
-        shrink = rate(game)
+    def course(game: Game) -> Callable[[int], float]:
+        shrink, worth = rate(game), gain(game)
         root = shrink**0.5
-        # sum over k < n of shrink^(n - 1 - k) root^k
-        paid = root ** (n - 1) * (1 - root**n) / (1 - root) if root < 1 else n
-        first = torch.tensor(1 / game.beta, dtype=torch.float64) if initial is None else initial
-        return first * (shrink**n + gain(game) * paid)
+
+        def left(n: int) -> float:
+            # sum over k < n of shrink^(n - 1 - k) root^k
+            paid = root ** (n - 1) * (1 - root**n) / (1 - root) if root < 1 else n
+            return shrink**n + worth * paid
+
+        return left
 
     return Guarantee(
         metric="span",
-        bound=bound,
+        bound=Proportional(course, first=lambda game: 1 / game.beta),
         assumptions=assumptions,
         holds=lambda game: isinstance(game.divergence, ReverseKL) and holds(game),
         source=source,

@@ -91,15 +91,13 @@ def read_comparison(folder: Path) -> Comparison:
     boards = {label: board for path in sorted((folder / "games").glob("*.npz")) for label, board in [_board(path)]}
     rates, samples = _rows(folder / "win_rates.parquet"), _lines(folder / "samples.jsonl")
     told: Mapping[str, Any] = summary.get("games") or {}
-    entries = {game: _entries(told[game]) for game in told}
     games = dict.fromkeys([*columns["game"].tolist(), *told])
     reported = columns["role"] == "run"
-    triples = zip(*(columns[name][reported].tolist() for name in ("game", "solver", "name")), strict=True)
     return Comparison(
         games=[
             PlayedGame(
                 label=game,
-                runs=_renamed(runs.get(game, {}), entries.get(game, {})),
+                runs=runs.get(game, {}),
                 summary=told.get(game) or {},
                 win_rates=[row for row in rates if row.get("game", game) == game],
                 samples=[row for row in samples if row.get("game", game) == game],
@@ -107,32 +105,20 @@ def read_comparison(folder: Path) -> Comparison:
             )
             for game in games
         ],
-        names={str(entries.get(game, {}).get(solver, solver)): name for game, solver, name in dict.fromkeys(triples)},
+        names=dict(zip(*(columns[name][reported].tolist() for name in ("entry", "name")), strict=True)),
         summary=summary,
         config=_yaml(folder / "config.yaml"),
         environment=_json(folder / "environment.json"),
     )
 
 
-def _entries(told: Mapping[str, Any]) -> dict[str, str]:
-    """Label of a solver with its hyperparameters to how it was entered, in a game's summary."""
-    return {row["solver"]: row.get("entry", row["solver"]) for row in told.get("table") or ()}
-
-
-def _renamed(runs: Runs, entries: Mapping[str, str]) -> Runs:
-    return {
-        metric: {entries.get(solver, solver): seeds for solver, seeds in found.items()}
-        for metric, found in runs.items()
-    }
-
-
 _SPENT = ("step", "queries", "tokens", "seconds", "value", "bound")
-_COLUMNS = ("game", "solver", "name", "seed", "role", "metric", *_SPENT)
+_COLUMNS = ("game", "entry", "name", "seed", "role", "metric", *_SPENT)
 
 
 def _runs(columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, dict[str, list[np.ndarray]]]]:
     numbers = np.stack([columns[name].astype(np.float64) for name in _SPENT], axis=1)
-    keys = [columns[name] for name in ("game", "metric", "solver", "seed")]
+    keys = [columns[name] for name in ("game", "metric", "entry", "seed")]
     codes = [np.unique(key, return_inverse=True)[1] for key in keys]
     order = np.lexsort((numbers[:, 0], *reversed(codes)))
     # An infinite gap is no point of a curve.
