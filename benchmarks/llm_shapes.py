@@ -120,7 +120,7 @@ class Work:
     @property
     def readers(self) -> int:
         """Models that are read to generate."""
-        return 2 if self.passes.reading > self.passes.sampled else 1
+        return 2 if self.passes.verifying else 1
 
     @property
     def samples(self) -> int:
@@ -146,7 +146,7 @@ class Work:
 
     def generation(self, tokens: float) -> float:
         """Of `tokens` drawn in a step, each read by the models of its policy, and of the prompts, read once a model."""
-        read = tokens * self.passes.reading / self.passes.sampled
+        read = tokens * self.passes.cached / self.passes.sampled
         prompt, batch = self.setting.prompt_tokens, self.setting.batch
         drawn = self.flops(read, read, read * (prompt + self.setting.new_tokens / 2))
         return drawn + self.readers * self.flops(batch * prompt, batch, batch * prompt**2 / 2)

@@ -117,9 +117,14 @@ def test_spread_memory_is_divided_and_gathered_to_generate() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "expected", "held"),
     [
-        ("nash_mp", {"kappa": 0.1}, Passes(1, 1, 2, 1), 3),  # reference and target are scored
-        ("nash_md", {"eta": 0.25}, Passes(2, 3, 1, 1), 2),  # the mixture's two networks answer
-        ("online_dpo", {}, Passes(1, 1, 1, 1), 2),
+        ("nash_mp", {"kappa": 0.1}, Passes(1, 1, 1, 0, 2, 1), 3),  # reference and target are scored
+        (
+            "nash_md",
+            {"eta": 0.25},
+            Passes(2, 3, 1, 1, 1, 1),
+            2,
+        ),  # the student drafts for its mixture with the reference
+        ("online_dpo", {}, Passes(1, 1, 1, 0, 1, 1), 2),
     ],
 )
 def test_passes_are_what_the_solver_asks_for(name: str, options: Any, expected: Passes, held: int) -> None:
@@ -133,7 +138,7 @@ def test_time_grows_as_the_work_does() -> None:
     shape = Shape.of(small_llama(TOKENIZER, hidden=64, layers=2, heads=4, seed=0))
     sizes: dict[str, Any] = {"rows": 8, "prompt": 32, "response": 64}
     h100, h200 = DEVICES["h100"], DEVICES["h200"]
-    work = Passes(1, 1, 2, 1)
+    work = Passes(1, 1, 1, 0, 2, 1)
     base = seconds(shape, Held(3), work, h100, **sizes)
     thrice = seconds(shape, Held(3), work, h100, accumulate=3, **sizes)
     assert thrice.step - thrice.updating == pytest.approx(3 * (base.step - base.updating))
@@ -144,9 +149,12 @@ def test_time_grows_as_the_work_does() -> None:
         seconds(shape, Held(3), work, h200, **sizes).generating < base.generating
     )  # it reads faster, and computes the same
     assert seconds(shape, Held(3), work, h200, **sizes).training == base.training
-    assert seconds(shape, Held(3), attrs.evolve(work, reading=3), h100, **sizes).generating == pytest.approx(
-        3 * base.generating
-    )
+    thrice_drawn = attrs.evolve(work, sampled=3, cached=3, reading=3)
+    assert seconds(shape, Held(3), thrice_drawn, h100, **sizes).generating == pytest.approx(3 * base.generating)
+    replayed = seconds(shape, Held(3), work, h100, captured=True, **sizes)
+    assert base.generating - replayed.generating == pytest.approx(64 * 2 * (h100.calling - h100.replaying))
+    mixed = seconds(shape, Held(2), Passes(2, 3, 1, 1, 1, 1), h100, **sizes)
+    assert base.generating < mixed.generating < 1.2 * base.generating, "16 tokens of a draft are read in one call"
     assert base.exchanging == 0 < seconds(shape, Held(3), work, h100, devices=8, **sizes).exchanging
 
 

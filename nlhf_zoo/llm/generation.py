@@ -19,7 +19,7 @@ from nlhf_zoo.llm.reading import GrowingReader, Reader
 from nlhf_zoo.llm.speakers import Mixture, Rules, Speaker
 from nlhf_zoo.llm.speculative import LOGITS_HELD, LONGEST, DraftLength
 
-__all__ = ["Request", "generate"]
+__all__ = ["Request", "drafting_first", "generate"]
 
 
 @attrs.frozen(eq=False)
@@ -134,7 +134,7 @@ def generate(
     mask = prompt_mask.long()
     speakers = [
         (Mixture if len(parts) > 1 else Speaker).after(prompts[whose], mask[whose], rules, parts)
-        for parts in _drafting_first(requests)
+        for parts in drafting_first(requests)
     ]
     mixtures = [speaker for speaker in speakers if isinstance(speaker, Mixture)]
 
@@ -169,7 +169,7 @@ def generate(
     return [speaker.spoken((len(prompts), num_samples)) for speaker in speakers]
 
 
-def _drafting_first(requests: Sequence[Request]) -> list[tuple[tuple[Any, float], ...]]:
+def drafting_first(requests: Sequence[Request]) -> list[tuple[tuple[Any, float], ...]]:
     """The parts of each request in an order whose first one drafts.
 
     That is best a model which is called for rows of its own anyway, or else the one nearest to the mixture.

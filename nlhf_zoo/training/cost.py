@@ -12,6 +12,8 @@ from typing import Any
 
 import attrs
 
+from nlhf_zoo.llm.speculative import LONGEST
+
 __all__ = ["DEVICES", "Device", "Held", "Memory", "Passes", "Seconds", "Shape", "memory", "seconds"]
 
 
@@ -30,6 +32,7 @@ class Device:
         streamed: share of the bandwidth that generation reaches; an assumption.
         calling: seconds that a layer's forward pass takes by the calls that it is made of, whatever its size; of a
             GPU an assumption, for generation by transformers without CUDA graphs. It is what bounds a small model.
+        replaying: the same where the pass of a token is replayed by a CUDA graph.
     """
 
     memory: float
@@ -40,7 +43,8 @@ class Device:
     network: float
     reached: float = 0.4
     streamed: float = 0.6
-    calling: float = 5e-4
+    calling: float = 7.5e-4
+    replaying: float = 1.2e-4
 
 
 DEVICES = {
@@ -137,13 +141,17 @@ class Passes:
 
     Attributes:
         sampled: sets that are drawn.
-        reading: networks that are read to draw them; a mixture reads two.
+        cached: sets of keys and values that are held to draw them; a mixture has one of each of its networks.
+        reading: networks that are called once a token; one that drafts for a mixture does so in its own calls.
+        verifying: networks that read the drafts of a mixture, several tokens in a call.
         scored: sets whose log-probabilities are computed without gradient.
         trained: sets with a backward pass.
     """
 
     sampled: float
+    cached: float
     reading: float
+    verifying: float
     scored: float
     trained: float
 
@@ -188,7 +196,8 @@ def memory(
     devices: int = 1,
     spread: bool = False,
     checkpointing: bool = False,
-    reading: int = 1,
+    gathered: int = 1,
+    cached: float = 1,
 ) -> Memory:
     """Bytes on each device.
 
@@ -200,7 +209,8 @@ def memory(
         devices: in the run.
         spread: whether weights are spread over them (fsdp2).
         checkpointing: whether only what goes into each block is kept.
-        reading: networks that generate together.
+        gathered: networks that generate together.
+        cached: sets of keys and values that they hold.
     """
     parts = devices if spread else 1
     training = held.training(shape, parts) * held.trained
@@ -215,8 +225,8 @@ def memory(
         weights=held.weights(shape, parts),
         gradients=training,
         optimizer=2 * training,
-        gathered=(1 if held.adapter else reading) * shape.parameters * compute_bytes if spread else 0,
-        cache=reading * tokens * shape.layers * 2 * keys * compute_bytes,
+        gathered=(1 if held.adapter else gathered) * shape.parameters * compute_bytes if spread else 0,
+        cache=cached * tokens * shape.layers * 2 * keys * compute_bytes,
         activations=activations,
         logits=3 * rows * response * shape.vocabulary * 4,
     )
@@ -252,18 +262,30 @@ def seconds(
     nodes: int = 1,
     spread: bool = False,
     checkpointing: bool = False,
+    captured: bool = False,
 ) -> Seconds:
-    """Seconds of one gradient step of `accumulate` batches on each of `devices` devices; arguments as of `memory`."""
+    """Seconds of one gradient step of `accumulate` batches on each of `devices` devices; arguments as of `memory`.
+
+    Args:
+        captured: whether a token's calls are replayed by a CUDA graph.
+    """
     flops = (device.half if compute_bytes == 2 else device.single) * device.reached
     stream = device.bandwidth * device.streamed
     tokens = rows * (prompt + response)
     attention = 4 * shape.layers * shape.heads * shape.head_size * (prompt + response) / 2
     forward = 2 * shape.parameters + attention  # FLOP a token
-    cached = rows * (prompt + response / 2) * shape.layers * 2 * shape.kv_heads * shape.head_size * compute_bytes
-    token = max((shape.parameters * compute_bytes + cached) / stream, rows * forward / flops)
-    # The prompt is read once for all its samples; that is little beside the tokens that follow, and left out.
+    keys = shape.layers * 2 * shape.kv_heads * shape.head_size * compute_bytes
     called = shape.layers * device.calling
-    generating = work.reading * response * (token + called)
+
+    def reads(sets: float, tokens_each: int) -> float:
+        """One network reads so many tokens of the rows of so many sets, in the middle of their texts."""
+        moved = shape.parameters * compute_bytes + sets * rows * (prompt + response / 2) * keys
+        return max(moved / stream, sets * rows * tokens_each * forward / flops)
+
+    # The prompt is read once for all its samples; that is little beside the tokens that follow, and left out.
+    token = reads(work.sampled / work.reading, 1) + (shape.layers * device.replaying if captured else called)
+    verified = (reads((work.cached - work.sampled) / work.verifying, LONGEST) + called) if work.verifying else 0.0
+    generating = response * (work.reading * token + work.verifying * verified / LONGEST)
     one = tokens * forward / flops + called
     scoring = work.scored * one
     # The backward pass multiplies once for the activations' gradients, and once for those of weights that train.
@@ -274,7 +296,7 @@ def seconds(
     exchanged = 0.0
     if devices > 1 and spread:
         # Gathered for each network that generates or scores, twice for what trains, whose gradients are summed too.
-        gathers = work.reading + work.scored + 2 * work.trained
+        gathers = work.reading + work.verifying + work.scored + 2 * work.trained
         exchanged = accumulate * shape.parameters * (gathers * compute_bytes + (0 if held.adapter else 4)) / link
     elif devices > 1:
         exchanged = 2 * held.training(shape, 1) * 4 / link

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -10,6 +11,7 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Itself, PreferenceOracle, Solver, Update
 from nlhf_zoo.llm import Decoding
 from nlhf_zoo.llm.adapters import SharedModel, lora_config
+from nlhf_zoo.llm.generation import Request, drafting_first
 from nlhf_zoo.llm.policy import as_language, same_network
 from nlhf_zoo.training.cost import DEVICES, Held, Passes, Shape, memory, seconds
 from nlhf_zoo.training.memory import check_holding
@@ -44,7 +46,12 @@ def _passes(pool: NetworkPool, game: Game, update: Update) -> Passes:
     scored = sum(not same_network(as_language(policy), student) for policy in frozen)
     joins = update.loss is not None and update.loss.joins(update)
     trained = 1 + (len(others) if joins else 0)
-    return Passes(1 + len(others), 1 + sum(len(other.parts) for other in others), scored, trained)
+    # As `nlhf_zoo.llm.generation` has it: the first part of each request drafts.
+    asked = drafting_first([Request(policy.parts) for policy in (student, *others)])
+    drafting = {id(parts[0][0]) for parts in asked}
+    verifying = {id(network) for parts in asked for network, _ in parts[1:]}
+    cached = sum(len(parts) for parts in asked)
+    return Passes(len(asked), cached, len(drafting), len(verifying), scored, trained)
 
 
 class _Absent(PreferenceOracle):
@@ -84,9 +91,12 @@ def estimate(config: TrainConfig, name: str) -> dict[str, Any]:
         "checkpointing": config.gradient_checkpointing,
     }
     held = _held(config, networks, network)
-    reading = 1 + int(work.reading > work.sampled)
-    room = memory(shape, held, reading=reading, **sizes)
-    time = seconds(shape, held, work, device, accumulate=config.accumulate, nodes=config.nodes, **sizes)
+    generating = math.ceil(work.reading + work.verifying)
+    room = memory(shape, held, gathered=generating, cached=work.cached, **sizes)
+    captured = config.strategy != "fsdp2" and not config.load_in_4bit and config.engine == "builtin"
+    time = seconds(
+        shape, held, work, device, accumulate=config.accumulate, nodes=config.nodes, captured=captured, **sizes
+    )
     return {
         "device": name,
         "devices": devices,
