@@ -3,67 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Guarantee, Solver, State
+from nlhf_zoo.interfaces import Guarantee, Solver, State
 from nlhf_zoo.metrics import duality_gap, kl_divergence, span
-from nlhf_zoo.tabular import EXACT, NotConverged, TabularPolicy, find_equilibrium
-from nlhf_zoo.testing.case import Case, Skip
-from nlhf_zoo.testing.runs import states, tables
+from nlhf_zoo.tabular import TabularPolicy
+from nlhf_zoo.testing.case import Case
+from nlhf_zoo.testing.play import Play, same_game
+from nlhf_zoo.testing.runs import tables
 
-__all__ = ["Reading", "Target", "heights", "measured", "readings", "recursion_readings", "rounds", "target_of"]
-
-
-@attrs.frozen(eq=False)
-class Target:
-    """What a guarantee measures the distance to.
-
-    Attributes:
-        policy: (Y,).
-        blur: how far, in log-probability, it may be off.
-    """
-
-    policy: TabularPolicy
-    blur: float
-
-
-def target_of(guarantee: Guarantee, game: Game, state: State) -> Target:
-    """The target of a guarantee in a game, for a run, or a step, that begins at `state`.
-
-    Raises:
-        Skip: it does not hold for this game, or no equilibrium was found.
-    """
-    if not guarantee.holds(game):
-        raise Skip(f"its assumptions do not hold: {guarantee.assumptions}")
-    return _ground_truth(guarantee, game, _about(guarantee, game, state))
-
-
-def _about(guarantee: Guarantee, game: Game, state: State) -> Game:
-    return game if guarantee.about is None else guarantee.about(game, state)
-
-
-def _ground_truth(guarantee: Guarantee, game: Game, about: Game) -> Target:
-    try:
-        if guarantee.target is not None:
-            policy = guarantee.target(game)
-            assert isinstance(policy, TabularPolicy)
-            return Target(policy, 1e-13 * (1 + _largest(policy)))
-        report = find_equilibrium(about, EXACT)
-    except (NotConverged, BadInput, ArithmeticError) as failure:
-        raise Skip(f"no ground truth: {failure}") from None
-    # gap = 2 beta KL, and KL is half a squared distance; at beta = 0 a winner's gap is what its own win rates miss.
-    off = 4 * float(report.duality_gap.clamp_min(0) / (about.beta or 16)) ** 0.5
-    return Target(report.policy, off + 1e-15 * (1 + _largest(report.policy)))
-
-
-def _largest(policy: TabularPolicy) -> float:
-    """The largest log-probability by size, of responses that are not left out."""
-    return float(torch.where(policy.log_probs > -math.inf, policy.log_probs, 0.0).abs().amax())
+__all__ = ["Reading", "heights", "measured", "readings", "recursion_readings", "rounds"]
 
 
 @attrs.frozen
@@ -134,23 +88,15 @@ def heights(found: Sequence[Reading]) -> dict[str, float]:
 class _Meter:
     """One guarantee in one game, for a run, or a step, that begins at a state."""
 
-    def __init__(self, guarantee: Guarantee, matrix: Sequence[Sequence[float]], game: Game, state: State) -> None:
-        self.guarantee, self.game, self.truth = guarantee, game, matrix
-        self.about = _about(guarantee, game, state)
-        self.target = target_of(guarantee, game, state)
+    def __init__(self, guarantee: Guarantee, play: Play, state: State) -> None:
+        self.guarantee, self.play = guarantee, play
+        self.about = play.about(guarantee, state)
+        self.target = play.target(guarantee, self.about)
 
     def moved(self, state: State) -> _Meter:
         """The meter of a step that begins at another state."""
-        if self.guarantee.about is None:
-            return self
-        about = self.guarantee.about(self.game, state)
-        if (about.reference, about.beta, about.divergence) == (
-            self.about.reference,
-            self.about.beta,
-            self.about.divergence,
-        ):
-            return self
-        return _Meter(self.guarantee, self.truth, self.game, state)
+        same = same_game(self.play.about(self.guarantee, state), self.about)
+        return self if same else _Meter(self.guarantee, self.play, state)
 
     def metric(self, log_probs: Tensor) -> Tensor:
         kind, goal = self.guarantee.metric, self.target.policy.log_probs
@@ -160,7 +106,7 @@ class _Meter:
             return span(log_probs, goal)
         reference = self.about.reference
         assert isinstance(reference, TabularPolicy)
-        payoff = torch.tensor(self.truth, dtype=torch.float64) @ log_probs.exp()
+        payoff = torch.tensor(self.play.case.matrix, dtype=torch.float64) @ log_probs.exp()
         beta = self.about.beta if kind == "duality_gap" else 0.0
         return duality_gap(payoff, log_probs, reference.log_probs, beta, self.about.divergence)
 
@@ -188,24 +134,25 @@ def _count(guarantee: Guarantee, state: State) -> int:
     return state.step if guarantee.per == "step" else state.queries.total
 
 
-def readings(solver: Solver, guarantee: Guarantee, case: Case) -> list[Reading]:
+def readings(play: Play, guarantee: Guarantee) -> list[Reading]:
     """Metric and bound, `rounds` times: against the initial distance, and from the reference a priori.
 
     Raises:
         Skip: the guarantee says nothing about this game or start.
     """
     assert guarantee.bound is not None
-    game, run = _begun(solver, guarantee, case)
+    play.require(guarantee)
+    game, case = play.game, play.case
     initial: Tensor | None = None
     mean: Tensor | None = None
     meter: _Meter | None = None
     found: list[Reading] = []
     last_step = rounds(guarantee, case) * guarantee.every
-    for state in run:
+    for state in play.states():
         if state.step % guarantee.every:
             continue
         if meter is None:
-            meter = _Meter(guarantee, case.matrix, game, state)
+            meter = _Meter(guarantee, play, state)
         seen = state.step // guarantee.every
         log_probs = tables(state.current)
         last = log_probs
@@ -217,44 +164,34 @@ def readings(solver: Solver, guarantee: Guarantee, case: Case) -> list[Reading]:
             initial = meter.metric(last)
         else:
             n = _count(guarantee, state)
-            allowed = guarantee.bound(n, meter.game, initial)
+            allowed = guarantee.bound(n, game, initial)
             found.append(meter.reading(state.step, log_probs, allowed, initial, state.step))
             if case.start is None:
-                allowed = guarantee.bound(n, meter.game)
+                allowed = guarantee.bound(n, game)
                 found.append(meter.reading(state.step, log_probs, allowed, None, state.step))
         if state.step == last_step:
             return found
     raise AssertionError
 
 
-def _begun(solver: Solver, guarantee: Guarantee, case: Case) -> tuple[Game, Iterator[State]]:
-    """A fresh game and the solver's run in it, if the guarantee speaks of them."""
-    game = case.game()
-    if not guarantee.holds(game):
-        raise Skip(f"its assumptions do not hold: {guarantee.assumptions}")
-    if guarantee.start == "reference" and case.start is not None:
-        raise Skip("the guarantee is about runs that begin at the reference")
-    return game, states(solver, game, case.first(), torch.Generator().manual_seed(case.seed))
-
-
-def recursion_readings(solver: Solver, guarantee: Guarantee, case: Case, first_step: int = 1) -> list[Reading]:
+def recursion_readings(play: Play, guarantee: Guarantee, first_step: int = 1) -> list[Reading]:
     """The metric beside what the recursion makes of the metric before it, `rounds` times.
 
     The first step is the solver's step number `first_step` >= 1, where its state is a policy and a counter only and
     the recursion is about single steps, and else its step number 1.
     """
     assert guarantee.recursion is not None
-    game, run = _begun(solver, guarantee, case)
+    play.require(guarantee)
+    state = play.begins()
+    late = guarantee.every == 1 and set(state.policies) == {"current"} and not state.numbers
+    run = play.states(first_step if late else 1)
     state = next(run)
-    if first_step > 1 and guarantee.every == 1 and set(state.policies) == {"current"} and not state.numbers:
-        run = states(solver, game, case.first(), None, attrs.evolve(state, step=first_step - 1))
-        state = next(run)
-    meter = _Meter(guarantee, case.matrix, game, state)
+    meter = _Meter(guarantee, play, state)
     found: list[Reading] = []
-    for taken in range(1, rounds(guarantee, case) + 1):
+    for taken in range(1, rounds(guarantee, play.case) + 1):
         meter = meter.moved(state)
         before = meter.metric(tables(state.current))
-        allowed = guarantee.recursion(state.step, game, before)
+        allowed = guarantee.recursion(state.step, play.game, before)
         for _ in range(guarantee.every):
             state = next(run)
         found.append(meter.reading(state.step, tables(state.current), allowed, before, taken * guarantee.every))
@@ -281,6 +218,5 @@ def measured(
     if (guarantee.recursion if each_step else guarantee.bound) is None:
         what = "recursion" if each_step else "bound"
         raise BadInput(f"guarantee {claim} of {solver.name} has no {what}; give each_step={not each_step}")
-    if each_step:
-        return recursion_readings(solver, guarantee, case, first_step)
-    return readings(solver, guarantee, case)
+    play = Play(solver, case)
+    return recursion_readings(play, guarantee, first_step) if each_step else readings(play, guarantee)

@@ -19,7 +19,17 @@ from nlhf_zoo.metrics import span
 from nlhf_zoo.tabular import TabularPolicy
 from nlhf_zoo.testing.case import Case, Endless, Skip, Violation
 
-__all__ = ["SpyOracle", "Watch", "agree", "begin", "other_global_seeds", "rounding", "states", "tables", "walk"]
+__all__ = [
+    "SpyOracle",
+    "Watch",
+    "agree",
+    "begin",
+    "other_global_seeds",
+    "states",
+    "tables",
+    "walk",
+    "walk_with_rounding",
+]
 
 MOST_UPDATES = 64
 """Updates that one step may take."""
@@ -152,8 +162,8 @@ def agree(one: Tensor, other: Tensor, tolerance: Tensor | float) -> bool:
     return bool((span(one, other) <= tolerance).all())
 
 
-def rounding(solver: Solver, case: Case) -> list[float]:
-    """How far rounding may have carried each iterate of this run, in span, at the very most.
+def walk_with_rounding(solver: Solver, case: Case) -> tuple[list[Tensor], list[float]]:
+    """The iterates of `walk`, and how far rounding may have carried each, in span, at the very most.
 
     Start and reference are moved by 1e-12 of their size, ten thousand times the rounding of a float64, and the
     run is repeated; a run that rounding alone decides is skipped.
@@ -172,7 +182,7 @@ def rounding(solver: Solver, case: Case) -> list[float]:
         if bound > 1e-4:
             raise Skip("rounding alone decides where this run goes")
         bounds.append(bound)
-    return bounds
+    return plain, bounds
 
 
 @contextlib.contextmanager

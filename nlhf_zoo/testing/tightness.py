@@ -15,11 +15,12 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Guarantee, Solver
 from nlhf_zoo.tabular.threads import one_thread
 from nlhf_zoo.testing import strategies
-from nlhf_zoo.testing.case import Case, Skip
+from nlhf_zoo.testing.case import Skip
 from nlhf_zoo.testing.catalogue import PROPERTIES
 from nlhf_zoo.testing.check import UNHURRIED
 from nlhf_zoo.testing.hardest import hard_cases, near_equilibrium
 from nlhf_zoo.testing.measure import Reading, heights, readings, recursion_readings
+from nlhf_zoo.testing.play import Play
 from nlhf_zoo.testing.snippet import readings_snippet, snippet
 
 __all__ = ["Tightness", "falsify"]
@@ -189,12 +190,12 @@ class _Climb:
 
     def _measure(self, inputs: dict[str, Any]) -> dict[str, float]:
         """Play one game, remember it if it is the worst, and say how high it stands."""
-        case: Case = inputs["case"]
+        play = Play(self.solver, inputs["case"])
         try:
             if self.single:
-                found = recursion_readings(self.solver, self.guarantee, case, inputs["first_step"])
+                found = recursion_readings(play, self.guarantee, inputs["first_step"])
             else:
-                found = readings(self.solver, self.guarantee, case)
+                found = readings(play, self.guarantee)
         except Skip:
             return {}
         self.games += 1

@@ -19,7 +19,17 @@ from nlhf_zoo.tabular import TabularPolicy
 from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Violation
 from nlhf_zoo.testing.catalogue import named
-from nlhf_zoo.testing.runs import Watch, agree, begin, other_global_seeds, rounding, spied, states, tables, walk
+from nlhf_zoo.testing.runs import (
+    Watch,
+    agree,
+    begin,
+    other_global_seeds,
+    spied,
+    states,
+    tables,
+    walk,
+    walk_with_rounding,
+)
 
 __all__ = [
     "counts_every_query",
@@ -287,8 +297,7 @@ def resumes_in_the_middle(solver: Solver, case: Case, after: int) -> None:
 
     What is saved is `State`: policies, step, phase, and `numbers` through JSON; the solver is made anew.
     """
-    limit = rounding(solver, case)[-1]
-    whole = walk(solver, case)[-1]
+    run, limits = walk_with_rounding(solver, case)
     game, _ = spied(case.game())
     generator = torch.Generator().manual_seed(case.seed)
     state = begin(solver, game, case.first())
@@ -299,10 +308,10 @@ def resumes_in_the_middle(solver: Solver, case: Case, after: int) -> None:
     while state.step < case.steps:
         watch(state)
         state = advance(game, fresh, state, generator)
-    if not agree(tables(state.current), whole, limit):
+    if not agree(tables(state.current), run[-1], limits[-1]):
         raise Violation(
             f"interrupted after {after} updates the run ends at {_show(state.current)}, and else at"
-            f" {whole.exp().tolist()}: something is remembered outside the State"
+            f" {run[-1].exp().tolist()}: something is remembered outside the State"
         )
 
 

@@ -17,7 +17,7 @@ from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Skip, Violation, table
 from nlhf_zoo.testing.catalogue import named
 from nlhf_zoo.testing.formulas import formula_of
-from nlhf_zoo.testing.runs import Watch, agree, begin, rounding, spied, tables, walk
+from nlhf_zoo.testing.runs import Watch, agree, begin, spied, tables, walk, walk_with_rounding
 
 __all__ = [
     "follows_its_formula",
@@ -83,9 +83,8 @@ def follows_its_formula(solver: Solver, case: Case) -> None:
     """log pi_{k+1} = formula(P, log ref, beta, log pi_k, k) + constant, the paper's update written a second time."""
     formula = formula_of(solver)
     assert formula is not None
-    limits = rounding(solver, case)
+    run, limits = walk_with_rounding(solver, case)
     matrix, reference = torch.tensor(case.matrix, dtype=torch.float64), table(case.reference).log_probs
-    run = walk(solver, case)
     for step, (now, after, limit) in enumerate(zip(run, run[1:], limits[1:], strict=False)):
         due = formula(matrix, reference, case.beta, now, step).log_softmax(-1)
         # The formula's own rounding is of the size of what it adds up: log-probabilities, and payoffs / beta.

@@ -16,8 +16,9 @@ from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Skip, Violation
 from nlhf_zoo.testing.catalogue import named
 from nlhf_zoo.testing.hardest import hard_cases, near_equilibrium
-from nlhf_zoo.testing.measure import Reading, Target, heights, readings, recursion_readings, target_of
-from nlhf_zoo.testing.runs import begin, rounding, walk
+from nlhf_zoo.testing.measure import Reading, heights, readings, recursion_readings
+from nlhf_zoo.testing.play import Play
+from nlhf_zoo.testing.runs import walk, walk_with_rounding
 from nlhf_zoo.testing.statistics import FALSE_ALARM, expectation_refuted, probability_refuted
 
 __all__ = [
@@ -100,20 +101,16 @@ def last_iterate_meets_its_bound(solver: Solver, case: Case) -> None:
     From the reference also the bound that knows no initial value. No average of iterates is looked at. A claim about
     every m-th policy is tested on runs that are m times as long.
     """
-    each_applicable(
-        solver,
-        _rated("last"),
-        lambda g: _judge(readings(solver, g, case), g, "the bound on the last iterate is"),
-    )
+    play = Play(solver, case)
+    each_applicable(solver, _rated("last"), lambda g: _judge(readings(play, g), g, "the bound on the last iterate is"))
 
 
 @named(_runs, applies=_needs("is about the average iterate", _rated("average")), share=1.5, fixed=_hard_runs)
 def average_iterate_meets_its_bound(solver: Solver, case: Case) -> None:
     """metric(target, (pi_0 + ... + pi_{n-1}) / n) <= bound(n, game, metric(target, pi_0)) at every n >= 1."""
+    play = Play(solver, case)
     each_applicable(
-        solver,
-        _rated("average"),
-        lambda g: _judge(readings(solver, g, case), g, "the bound on the average iterate is"),
+        solver, _rated("average"), lambda g: _judge(readings(play, g), g, "the bound on the average iterate is")
     )
 
 
@@ -139,10 +136,11 @@ def each_step_meets_its_recursion(solver: Solver, case: Case, first_step: int = 
     never grows. The first step taken is the solver's step number `first_step`, where its state is a policy and a
     counter only.
     """
+    play = Play(solver, case)
     each_applicable(
         solver,
         _recursive,
-        lambda g: _judge(recursion_readings(solver, g, case, first_step), g, "one step from where it was it may be"),
+        lambda g: _judge(recursion_readings(play, g, first_step), g, "one step from where it was it may be"),
     )
 
 
@@ -157,11 +155,6 @@ def _keeps(guarantee: Guarantee) -> bool:
     return guarantee.start == "any" and float(guarantee.bound(1, game, zero)) <= 0
 
 
-def _target(solver: Solver, guarantee: Guarantee, case: Case) -> Target:
-    game = case.game()
-    return target_of(guarantee, game, begin(solver, game, case.first()))
-
-
 def _fixed() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({"case": strategies.cases(steps=3)})
 
@@ -174,14 +167,15 @@ def target_is_a_fixed_point(solver: Solver, case: Case) -> None:
     a claim of that fixed point alone.
     """
 
+    play = Play(solver, case)
+
     def judge(guarantee: Guarantee) -> None:
-        target = _target(solver, guarantee, case)
+        target = play.initial_target(guarantee)
         goal = target.policy.log_probs
         if not bool(goal.isfinite().all()):
             raise Skip("the target leaves a response out, and no run that begins there has it")
         there = attrs.evolve(case, start=goal.tolist())
-        limits = rounding(solver, there)
-        for step, (log_probs, limit) in enumerate(zip(walk(solver, there), limits, strict=True)):
+        for step, (log_probs, limit) in enumerate(zip(*walk_with_rounding(solver, there), strict=True)):
             moved = float(span(log_probs, goal))
             if not moved <= limit + 10 * target.blur:
                 raise Violation(
@@ -211,8 +205,10 @@ def reaches_its_target_in_the_limit(solver: Solver, case: Case) -> None:
     below a thousandth of where it began.
     """
 
+    play = Play(solver, case)
+
     def judge(guarantee: Guarantee) -> None:
-        goal = _target(solver, guarantee, case).policy.log_probs
+        goal = play.initial_target(guarantee).policy.log_probs
         if float(goal.amin()) < -12:
             raise Skip("the target leaves a response nearly impossible")
         from nlhf_zoo.metrics import kl_divergence
@@ -245,7 +241,7 @@ def sampled_runs_meet_their_bound(solver: Solver, case: Case) -> None:
 
     def judge(guarantee: Guarantee) -> None:
         ends = [
-            readings(solver, guarantee, attrs.evolve(case, seed=case.seed + 7919 * run))[-1]
+            readings(Play(solver, attrs.evolve(case, seed=case.seed + 7919 * run)), guarantee)[-1]
             for run in range(REPETITIONS)
         ]
         if guarantee.certainty == "expectation":

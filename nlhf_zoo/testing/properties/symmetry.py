@@ -17,7 +17,7 @@ from nlhf_zoo.tabular import TabularPolicy
 from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Skip, Violation
 from nlhf_zoo.testing.catalogue import named
-from nlhf_zoo.testing.runs import agree, rounding, walk
+from nlhf_zoo.testing.runs import agree, walk, walk_with_rounding
 
 __all__ = [
     "large_beta_gives_the_reference",
@@ -38,15 +38,14 @@ def _permuted(draw: DrawFn) -> dict[str, Any]:
 @named(_permuted)
 def permuting_responses_permutes_the_result(solver: Solver, case: Case, order: list[int]) -> None:
     """With a permutation s, P'(i, j) = P(s_i, s_j) and ref'(i) = ref(s_i): pi_k'(i) = pi_k(s_i) at every step."""
-    limits = rounding(solver, case)
+    run, limits = walk_with_rounding(solver, case)
     renamed = attrs.evolve(
         case,
         matrix=[[case.matrix[i][j] for j in order] for i in order],
         reference=[case.reference[i] for i in order],
         start=None if case.start is None else [case.start[i] for i in order],
     )
-    runs = zip(walk(solver, case), walk(solver, renamed), limits, strict=True)
-    for step, (plain, permuted, limit) in enumerate(runs):
+    for step, (plain, permuted, limit) in enumerate(zip(run, walk(solver, renamed), limits, strict=True)):
         if not agree(plain[order], permuted, limit):
             raise Violation(
                 f"step {step}: permuted by {order}, {plain.exp().tolist()} became {permuted.exp().tolist()}"
@@ -67,7 +66,7 @@ def twins_share_their_mass(solver: Solver, case: Case, response: int, share: flo
     With P(y', .) = P(y, .), P(y, y') = 1/2, ref'(y) = share ref(y) and ref'(y') = (1 - share) ref(y), the first
     policy likewise: pi_k'(y) = share pi_k(y), pi_k'(y') = (1 - share) pi_k(y), all others as they were.
     """
-    limits = rounding(solver, case)
+    run, limits = walk_with_rounding(solver, case)
 
     def halved(weights: tuple[float, ...]) -> list[float]:
         value = weights[response]
@@ -81,7 +80,7 @@ def twins_share_their_mass(solver: Solver, case: Case, response: int, share: flo
         reference=halved(case.reference),
         start=None if case.start is None else halved(case.start),
     )
-    for step, (plain, split, limit) in enumerate(zip(walk(solver, case), walk(solver, twin), limits, strict=True)):
+    for step, (plain, split, limit) in enumerate(zip(run, walk(solver, twin), limits, strict=True)):
         expected = torch.tensor(halved(tuple(plain.tolist())), dtype=torch.float64)
         if not agree(expected, split, limit):
             raise Violation(
@@ -97,8 +96,7 @@ def _batches() -> st.SearchStrategy[dict[str, Any]]:
 @named(_batches, share=0.5)
 def plays_a_batch_as_its_games(solver: Solver, games: list[Case]) -> None:
     """A batch (G, Y, Y) of games gives, row by row, the iterates of its games played one by one."""
-    limits = [rounding(solver, case) for case in games]
-    singles = [walk(solver, case) for case in games]
+    singles = [walk_with_rounding(solver, case) for case in games]
     matrix = torch.tensor([case.matrix for case in games], dtype=torch.float64)
     reference = TabularPolicy(torch.tensor([case.reference for case in games], dtype=torch.float64))
     batch = Game(MatrixOracle(matrix), reference, games[0].beta)
@@ -106,8 +104,8 @@ def plays_a_batch_as_its_games(solver: Solver, games: list[Case]) -> None:
     for step, stacked in enumerate(together):
         if stacked.shape != reference.log_probs.shape:
             raise Violation(f"step {step}: a batch of shape {tuple(reference.log_probs.shape)} became {stacked.shape}")
-        for index, (single, limit) in enumerate(zip(singles, limits, strict=True)):
-            if not agree(single[step], stacked[index], 10 * limit[step]):
+        for index, (single, limits) in enumerate(singles):
+            if not agree(single[step], stacked[index], 10 * limits[step]):
                 raise Violation(
                     f"step {step}: game {index} of the batch is at {stacked[index].exp().tolist()},"
                     f" alone at {single[step].exp().tolist()}"
@@ -123,8 +121,7 @@ def _indifferent(draw: DrawFn) -> dict[str, Any]:
 @named(_indifferent, share=0.3)
 def stays_where_nobody_is_preferred(solver: Solver, case: Case) -> None:
     """Where P = 1/2 throughout, the reference is the equilibrium at any beta: a run from it does not move."""
-    limits = rounding(solver, case)
-    for step, (log_probs, limit) in enumerate(zip(walk(solver, case), limits, strict=True)):
+    for step, (log_probs, limit) in enumerate(zip(*walk_with_rounding(solver, case), strict=True)):
         reference = torch.tensor(case.reference, dtype=torch.float64).log_softmax(-1)
         if not agree(log_probs, reference, limit):
             raise Violation(f"step {step}: no response beats another, and yet it moved to {log_probs.exp().tolist()}")
@@ -184,8 +181,8 @@ def payoffs_and_beta_scale_together(solver: Solver, case: Case, factor: float) -
     )
     other = solver.scaled(factor, case.game())  # type: ignore[attr-defined]  # see _scalable
     plain = solver.scaled(1.0, case.game())  # type: ignore[attr-defined]
-    limits = rounding(plain, case)
-    for step, (one, two, limit) in enumerate(zip(walk(plain, case), walk(other, scaled), limits, strict=True)):
+    run, limits = walk_with_rounding(plain, case)
+    for step, (one, two, limit) in enumerate(zip(run, walk(other, scaled), limits, strict=True)):
         if not agree(one, two, 10 * limit / factor):
             raise Violation(
                 f"step {step}: with payoffs and beta times {factor:g}, {one.exp().tolist()} became {two.exp().tolist()}"
