@@ -268,9 +268,13 @@ class _Problem(ABC):
             multiplier = multiplier + shift
         return None
 
-    def _mean(self) -> Tensor:
-        first, *others = (share * log_rho for share, _, log_rho in self.terms)
+    def _weighted(self, of: Callable[[Divergence, Tensor], Tensor]) -> Tensor:
+        """(..., Y) the sum over the terms of share * of(divergence, log rho)."""
+        first, *others = (share * of(kind, log_rho) for share, kind, log_rho in self.terms)
         return sum(others, first)
+
+    def _mean(self) -> Tensor:
+        return self._weighted(lambda kind, log_rho: log_rho)
 
     def _noise(self, target: Tensor, log_p: Tensor, slope: Tensor) -> Tensor:
         """(..., Y) differences of the coordinate from its target that rounding explains."""
@@ -394,12 +398,10 @@ class _BySlope(_Problem):
         self.floor = sum(share * kind.slope_at_zero for share, kind, _ in self.terms)
 
     def coordinate(self, log_p: Tensor) -> Tensor:
-        first, *others = (share * kind.derivative_of_log(log_p - log_rho) for share, kind, log_rho in self.terms)
-        return sum(others, first)
+        return self._weighted(lambda kind, log_rho: kind.derivative_of_log(log_p - log_rho))
 
     def slope(self, log_p: Tensor) -> Tensor:
-        first, *others = (share * kind.curvature_of_log(log_p - log_rho) for share, kind, log_rho in self.terms)
-        return sum(others, first)
+        return self._weighted(lambda kind, log_rho: kind.curvature_of_log(log_p - log_rho))
 
     def chord(self, reached: Tensor, target: Tensor, slope: Tensor) -> Tensor:
         import torch
