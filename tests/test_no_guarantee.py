@@ -116,6 +116,18 @@ def test_forward_kl_throws_f_dpo_off_its_own_optimum() -> None:
     assert found[-1] > 1e-3
 
 
+def test_f_dpo_says_where_its_loss_hardly_moves_a_response_and_where_it_moves_none() -> None:
+    game = REWARD.game()
+    run = iterates(game, configure("f_dpo", divergence="chi_squared"))
+    with pytest.warns(UserWarning, match="finite at 0, where its paper asks for -inf"):
+        begun = next(run)
+    lowest = [float(state.current.log_probs[0]) for state in (begun, *itertools.islice(run, 400))]
+    # Down like 1/k, towards the zero that the optimum has there.
+    assert lowest[200] - lowest[400] == pytest.approx(0.69, abs=0.1)
+    with pytest.raises(nz.BadInput, match="total_variation is not strictly convex, its loss has no gradient"):
+        configure("f_dpo", divergence="total_variation").init(game, game.reference)
+
+
 def test_xpos_bonus_moves_the_reward_optimum() -> None:
     game = REWARD.game()
     optimum = nz.SoftmaxPolicy(game.reference.log_probs + SCORES / game.beta)  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ h = f'(pi/ref (y)) - f'(pi/ref (y')). With the reverse KL it is Online DPO.
 from __future__ import annotations
 
 import math
+import warnings
 
 import attrs
 import torch
@@ -73,6 +74,27 @@ class FDPO(nz.Solver):
 
     def _eta(self, game: nz.Game) -> float:
         return self.eta or 1 / game.beta
+
+    def init(self, game: nz.Game, policy: nz.Policy) -> nz.State:
+        """
+        Raises:
+            BadInput: beta is 0, or f' is constant wherever it has a slope, and the loss has no gradient.
+        """
+        divergence = self._divergence()
+        if not divergence.strictly_convex:
+            raise nz.BadInput(
+                f"f_dpo: {self.divergence} is not strictly convex, its loss has no gradient and the policy would never"
+                " move; take reverse_kl, jensen_shannon, alpha or forward_kl"
+            )
+        if not math.isinf(divergence.slope_at_zero):
+            warnings.warn(
+                f"f_dpo: f' of {self.divergence} is finite at 0, where its paper asks for -inf: the loss's gradient"
+                " vanishes with a response's probability, so that one which the optimum leaves out goes ever more"
+                " slowly and one that is nearly lost hardly comes back; take reverse_kl, jensen_shannon, alpha or"
+                " forward_kl, or a beta so large that the optimum leaves none out",
+                stacklevel=2,
+            )
+        return super().init(game, policy)
 
     def propose(self, game: nz.Game, state: nz.State) -> nz.Update:
         loss = FDPOLoss(game.beta, self._divergence())
