@@ -23,7 +23,8 @@ from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.memory import adapter_pool
 from nlhf_zoo.training.networks import NetworkPool
 from nlhf_zoo.training.run import train
-from tests.test_training import folder, killed_and_resumed, settings, weights
+from tests.test_training import folder, killed_and_resumed, weights
+from tests.tiny_training import settings
 
 __all__ = ["folder"]  # a fixture
 

@@ -710,32 +710,15 @@ def test_ctrl_c_leaves_a_readable_part(jobs: str, tmp_path: Path) -> None:
 
 
 def letters(folder: Path) -> dict[str, Any]:
-    from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
+    from tests import tiny_training
 
-    tokenizer = byte_tokenizer()
-    small_llama(tokenizer, hidden=32, layers=1, heads=2, seed=0).save_pretrained(folder / "lm")
-    tokenizer.save_pretrained(folder / "lm")
-    (folder / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {i}:"}) for i in range(24)))
-    return {
-        "model": str(folder / "lm"),
-        "prompts": str(folder / "prompts.jsonl"),
-        "oracle": "callable",
-        "oracle_options": {"function": "tests.test_training:many_letters"},
-        "eval_oracle": "callable",
-        "eval_oracle_options": {"function": "tests.test_compare:few_letters"},
-        "batch_size": 4,
-        "num_samples": 3,
-        "beta": 0.01,
-        "max_new_tokens": 6,
-        "learning_rate": 1e-3,
-        "accelerator": "cpu",
-        "eval_size": 8,
-        "eval_every": 2,
-    }
+    held_out = {"eval_oracle": "callable", "eval_oracle_options": {"function": "tests.test_compare:few_letters"}}
+    told = tiny_training.settings(tiny_training.write_folder(folder), folder, **held_out, eval_every=2)
+    return {name: value for name, value in told.items() if name not in ("out", "steps", "logger")}
 
 
 def few_letters(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
-    from tests.test_training import many_letters
+    from tests.tiny_training import many_letters
 
     return many_letters(prompts, second, first)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import gc
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from nlhf_zoo.registry import load, lookup
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.networks import copy_weights
 from nlhf_zoo.training.run import train
+from tests.tiny_training import settings, write_folder
 
 TOKENIZER = byte_tokenizer()
 LETTERS = tuple(TOKENIZER.convert_tokens_to_ids(list("abcdefgh")))
@@ -222,31 +222,11 @@ def test_a_folder_of_its_own_goes_with_the_engine(vllm: Any, monkeypatch: pytest
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("engines")
-    network().save_pretrained(path / "lm")
-    TOKENIZER.save_pretrained(path / "lm")
-    (path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {i}:"}) for i in range(24)))
-    return path
+    return write_folder(tmp_path_factory.mktemp("engines"), network())
 
 
 def run(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "model": str(folder / "lm"),
-        "prompts": str(folder / "prompts.jsonl"),
-        "oracle": "callable",
-        "oracle_options": {"function": "tests.test_training:many_letters"},
-        "out": str(out),
-        "steps": 4,
-        "batch_size": 4,
-        "num_samples": 3,
-        "beta": 0.01,
-        "max_new_tokens": 6,
-        "learning_rate": 1e-2,
-        "accelerator": "cpu",
-        "eval_size": 4,
-        "logger": "csv",
-    }
-    return train(TrainConfig(**settings | changes))
+    return train(TrainConfig(**settings(folder, out, learning_rate=1e-2, eval_size=4) | changes))
 
 
 def column(out: Path, name: str) -> list[float]:

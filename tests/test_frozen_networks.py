@@ -17,7 +17,8 @@ from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.networks import NetworkPool
 from nlhf_zoo.training.run import train
 from tests.test_adapters import aligned
-from tests.test_training import folder, settings, weights
+from tests.test_training import folder, weights
+from tests.tiny_training import settings
 
 __all__ = ["aligned", "folder"]  # fixtures
 

@@ -16,7 +16,8 @@ from nlhf_zoo.oracles.failures import BudgetSpent
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.run import train
 from tests.judge_server import KEY, MODEL, JudgeServer, judge_server
-from tests.test_training import command, folder, settings, weights
+from tests.test_training import command, folder, weights
+from tests.tiny_training import settings
 
 __all__ = ["folder"]  # the fixture
 
@@ -99,7 +100,7 @@ def test_labelled_pairs_and_several_judges_are_in_the_audit(
     rows.append({"prompt": [{"role": "user", "content": "say:"}], "chosen": "xx", "rejected": "ab"})
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     members = [
-        {"oracle": "callable", "options": {"function": "tests.test_training:many_letters"}},
+        {"oracle": "callable", "options": {"function": "tests.tiny_training:many_letters"}},
         {"oracle": "callable", "options": {"function": "tests.test_judge_training:likes_a"}, "name": "a", "weight": 2},
     ]
     changes = {"oracle": "ensemble", "oracle_options": {"members": members}, "steps": 1}

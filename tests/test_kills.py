@@ -20,16 +20,13 @@ from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.training.checkpoints import checkpoints_in, newest_checkpoint, step_of
 from tests.judge_server import KEY, MODEL, judge_server
 from tests.kills import KILLED, STAGES, kill_at, kill_when, run_whole
+from tests.tiny_training import write_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("kills")
-    tokenizer = byte_tokenizer()
-    small_llama(tokenizer, hidden=16, layers=1, heads=2, seed=0).save_pretrained(path / "lm")
-    tokenizer.save_pretrained(path / "lm")
-    (path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {i}:"}) for i in range(24)))
-    return path
+    network = small_llama(byte_tokenizer(), hidden=16, layers=1, heads=2, seed=0)
+    return write_folder(tmp_path_factory.mktemp("kills"), network)
 
 
 def command(folder: Path, out: Path, *flags: str, **changes: Any) -> list[str]:
@@ -38,7 +35,7 @@ def command(folder: Path, out: Path, *flags: str, **changes: Any) -> list[str]:
         "model": str(folder / "lm"),
         "prompts": str(folder / "prompts.jsonl"),
         "oracle": "callable",
-        "oracle_options": {"function": "tests.test_training:many_letters"},
+        "oracle_options": {"function": "tests.tiny_training:many_letters"},
         "out": str(out),
         "batch_size": 2,
         "num_samples": 2,

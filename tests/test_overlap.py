@@ -21,7 +21,8 @@ from nlhf_zoo.llm.tokens import TokenResponses, join_responses
 from nlhf_zoo.oracles import CallableOracle
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.run import train
-from tests.test_training import folder, settings, weights  # noqa: F401  # folder is a fixture
+from tests.test_training import folder, weights  # noqa: F401  # folder is a fixture
+from tests.tiny_training import settings
 
 TOKENIZER = byte_tokenizer()
 PROMPTS = ["one", "a longer prompt", "three", "4", "fünf"]

@@ -18,7 +18,8 @@ from tests.test_devices import SPREAD, TWO, equal_runs
 from tests.test_devices import folder as two_folder
 from tests.test_devices import train as train_on
 from tests.test_kills import assert_same_end, command, folder, reached
-from tests.test_training import COMMAND, many_letters, run
+from tests.test_training import COMMAND, run
+from tests.tiny_training import many_letters
 
 __all__ = ["folder", "two_folder"]
 

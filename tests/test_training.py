@@ -20,51 +20,19 @@ from safetensors.torch import load_file
 from nlhf_zoo import BadInput, solvers
 from nlhf_zoo.cli import main
 from nlhf_zoo.llm.loading import load_causal_lm
-from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.run import train
 from nlhf_zoo.training.stream import prompt_order
+from tests.tiny_training import many_letters, settings, write_folder
 
 COMMAND = Path(sys.executable).with_name("nlhf-zoo")
-
-
-def many_letters(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
-    """Prefers more letters a-j, smoothly."""
-    counts = [[sum(c in "abcdefghij" for c in text) for text in side] for side in (first, second)]
-    return torch.sigmoid((torch.tensor(counts[0]) - torch.tensor(counts[1])).double() / 2).tolist()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny language model and a file of prompts."""
-    path = tmp_path_factory.mktemp("training")
-    tokenizer = byte_tokenizer()
-    small_llama(tokenizer, hidden=32, layers=1, heads=2, seed=0).save_pretrained(path / "lm")
-    tokenizer.save_pretrained(path / "lm")
-    rows = [json.dumps({"prompt": f"say {i}:"}) for i in range(24)]
-    (path / "prompts.jsonl").write_text("\n".join(rows))
-    return path
-
-
-def settings(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": str(folder / "lm"),
-        "prompts": str(folder / "prompts.jsonl"),
-        "oracle": "callable",
-        "oracle_options": {"function": "tests.test_training:many_letters"},
-        "out": str(out),
-        "steps": 4,
-        "batch_size": 4,
-        "num_samples": 3,
-        "beta": 0.01,
-        "max_new_tokens": 6,
-        "learning_rate": 1e-3,
-        "accelerator": "cpu",
-        "eval_size": 8,
-        "logger": "csv",
-        **changes,
-    }
+    return write_folder(tmp_path_factory.mktemp("training"))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
