@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ from nlhf_zoo.oracles.failures import BudgetSpent
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.run import train
 from tests.judge_server import KEY, MODEL, JudgeServer, judge_server
+from tests.kills import run_whole
 from tests.test_training import command, folder, weights
 from tests.tiny_training import settings
 
 __all__ = ["folder"]  # the fixture
-
-ROOT = Path(__file__).parents[1]
 
 
 def letters(text: str) -> float:
@@ -74,14 +71,14 @@ def test_a_wrong_key_is_one_line_and_the_run_can_be_resumed(
     secret = "sk-a-key-that-is-refused"
     with judge_server(quality=letters) as server:
         arguments = command(folder, out, steps=1, eval_size=2, **paid(server))
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "A_JUDGES_KEY": secret}
-        done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=250)
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-        (said,) = (line for line in done.stderr.splitlines() if "nlhf-zoo:" in line)
+        monkeypatch.setenv("A_JUDGES_KEY", secret)
+        log = tmp_path / "log"
+        assert run_whole(arguments, log) == 2, log.read_text()
+        shown = log.read_text()
+        assert "Traceback" not in shown
+        (said,) = (line for line in shown.splitlines() if "nlhf-zoo:" in line)
         assert f"nlhf-zoo: judge {MODEL} at {server.url}: status 401" in said
         assert "resume" in said
-        assert secret not in done.stderr + done.stdout
         for file in tmp_path.rglob("*"):
             assert file.is_dir() or secret.encode() not in file.read_bytes(), file
         monkeypatch.setenv("ANOTHER_KEY", KEY)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,11 @@ from tests.test_devices import SPREAD, TWO, equal_runs
 from tests.test_devices import folder as two_folder
 from tests.test_devices import train as train_on
 from tests.test_kills import assert_same_end, command, folder, reached
-from tests.test_training import COMMAND, run
 from tests.tiny_training import many_letters
 
 __all__ = ["folder", "two_folder"]
 
+COMMAND = Path(sys.executable).with_name("nlhf-zoo")
 TERMINATED, INTERRUPTED = 143, 130
 
 
@@ -92,8 +94,9 @@ def test_lightning_says_its_lines_once(folder: Path, tmp_path: Path) -> None:
     """In a fresh process, where Lightning finds no handlers but its own."""
     out, log = tmp_path / "run", tmp_path / "log"
     assert run_whole(command(folder, out, steps=1, progress=False), log) == 0
-    done = run([str(COMMAND), *command(folder, out, "--resume", steps=2, progress=False)])
-    assert done.returncode == 0
+    argv = [str(COMMAND), *command(folder, out, "--resume", steps=2, progress=False)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=200)
     lines = done.stderr.splitlines()
     assert sum("Restoring states from the checkpoint" in line for line in lines) == 1
     assert sum(line.startswith("nash_mp holds 3 models in memory") for line in lines) == 1

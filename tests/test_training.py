@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +16,13 @@ from safetensors.torch import load_file
 from nlhf_zoo import BadInput, solvers
 from nlhf_zoo.cli import main
 from nlhf_zoo.llm.loading import load_causal_lm
+from nlhf_zoo.training.checkpoints import checkpoints_in, step_of
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.run import train
 from nlhf_zoo.training.stream import prompt_order
+from tests.kills import KILLED, kill_when, run_whole
 from tests.tiny_training import many_letters, settings, write_folder
-
-COMMAND = Path(sys.executable).with_name("nlhf-zoo")
 
 
 @pytest.fixture(scope="module")
@@ -117,51 +113,30 @@ def test_same_config_same_weights(folder: Path, tmp_path: Path) -> None:
 def command(folder: Path, out: Path, **changes: Any) -> list[str]:
     config = out.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(settings(folder, out, **changes)))
-    return [str(COMMAND), "train", "--config", str(config), "--json"]
-
-
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=200)
-
-
-def kill_after(arguments: list[str], checkpoints: Path, step: int, wait: float) -> int:
-    """Start a run, SIGKILL it `wait` seconds after the checkpoint of `step` appears; the newest step on disk."""
-    root = Path(__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 180
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(int(p.stem.split("=")[1]) >= step for p in checkpoints.glob("step=*.ckpt")):
-            time.sleep(wait)
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return max(int(p.stem.split("=")[1]) for p in checkpoints.glob("step=*.ckpt"))
+    return ["train", "--config", str(config)]
 
 
 def killed_and_resumed(folder: Path, tmp_path: Path, kills: int, **changes: Any) -> None:
     chance = random.Random(5)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
     steps = 12 * (kills + 1)
     length = {"steps": steps, "checkpoint_every": 1, **changes}
-    done = run(command(folder, whole, **length))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert run_whole(command(folder, whole, **length), log) == 0, log.read_text()[-2000:]
 
-    reached = 0
+    def reached() -> int:
+        return max((step_of(path) for path in checkpoints_in(broken)), default=0)
+
     for kill in range(kills):
         arguments = command(folder, broken, **length, resume=kill > 0)
         # A checkpoint early in the run's next stretch, and a moment later: most of the stretch is left.
-        least = reached + chance.randint(1, 4)
-        reached = kill_after(arguments, broken / "checkpoints", least, chance.uniform(0, 0.1))
-    assert 0 < reached < steps, "the run was over before it could be killed"
+        least = reached() + chance.randint(1, 4)
+        code = kill_when(arguments, lambda least=least: reached() >= least, chance.uniform(0, 0.1), log)
+        assert code == KILLED, log.read_text()[-2000:]
+    assert 0 < reached() < steps, "the run was over before it could be killed"
     assert not (broken / "policy").exists()
-    again = run(command(folder, broken, **length, resume=True))
-    assert again.returncode == 0, again.stderr[-2000:]
+    assert run_whole(command(folder, broken, **length, resume=True), log) == 0, log.read_text()[-2000:]
 
-    first, second = json.loads(done.stdout), json.loads(again.stdout)
+    first, second = (json.loads((out / "result.json").read_text()) for out in (whole, broken))
     for key in ("queries", "tokens_generated", "solver_steps", "win_rate", "kl_to_reference"):
         assert first[key] == second[key], key
     one, two = weights(whole), weights(broken)
