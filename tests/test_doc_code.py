@@ -193,10 +193,11 @@ def sample_files(folder: Path) -> None:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(page: Path, tmp_path: Path) -> dict[str, str]:
     """The variables of a shell in a virtual environment that has what this one has, and keeps what a page installs."""
     folder = tmp_path / "environment"
-    venv.create(folder, with_pip=True)
+    # Pip takes longer to come than many a page to run.
+    venv.create(folder, with_pip=any("pip" in block.code for block in running(page)))
     site = next(folder.glob("lib/python*/site-packages"))
     here = sysconfig.get_paths()["purelib"]
     (site / "this_environment.pth").write_text(f"import site; site.addsitedir({here!r})\n", encoding="utf-8")
