@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import PreferenceOracle
-from nlhf_zoo.llm.folders import load_classifier, save_folder
 from nlhf_zoo.oracles.sequence_scores import (
-    CARD,
     SequenceScorer,
     default_max_length,
+    load_judge,
     preference,
-    read_card,
     same_length,
+    save_judge,
 )
 from nlhf_zoo.oracles.templates import Template, chat_template
 
@@ -87,29 +85,20 @@ class RewardModelOracle(PreferenceOracle):
         Raises:
             BadInput: nothing usable there (see `load_classifier`).
         """
-        card = read_card(path, "reward_model", revision)
-        model, tokenizer = load_classifier(
-            path, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+        asked = load_judge(
+            path,
+            "reward_model",
+            revision=revision,
+            card={"template": template, "temperature": temperature, "max_length": max_length},
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
         )
-        return cls(
-            model,
-            tokenizer,
-            template=template or card.get("template", REWARD_TEMPLATE),
-            temperature=card.get("temperature", 1.0) if temperature is None else temperature,
-            max_length=max_length or card.get("max_length"),
-            batch_size=batch_size,
-        )
+        return cls(**asked, batch_size=batch_size)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write model (safetensors), tokenizer and input format into a folder that `load` reads."""
-        scorer = self.scorer
-        card = {
-            "kind": "reward_model",
-            "template": scorer.template.text,
-            "temperature": self.temperature,
-            "max_length": scorer.max_length,
-        }
-        return save_folder(path, scorer.model, scorer.tokenizer, {CARD: json.dumps(card, indent=2) + "\n"})
+        return save_judge(path, "reward_model", self.scorer, temperature=self.temperature)
 
     def probability(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """(B,) float32 P(first > second | prompt) in [0, 1], on the model's device.

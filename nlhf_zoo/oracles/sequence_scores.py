@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,21 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.llm.folders import load_classifier, save_folder
 from nlhf_zoo.llm.places import require_place
 from nlhf_zoo.oracles.templates import Row, Template, encode
 
-__all__ = ["CARD", "SequenceScorer", "default_max_length", "padded", "preference", "read_card", "same_length"]
+__all__ = [
+    "CARD",
+    "SequenceScorer",
+    "default_max_length",
+    "load_judge",
+    "padded",
+    "preference",
+    "read_card",
+    "same_length",
+    "save_judge",
+]
 
 CARD = "nlhf_zoo_judge.json"
 """The file beside a judge's weights that says how to ask it."""
@@ -138,6 +149,33 @@ def read_card(path: str | os.PathLike[str], kind: str, revision: str | None) -> 
     if found != kind:
         raise BadInput(f"{str(path)!r} holds a judge of the kind {found}, not {kind}; use --oracle {found}")
     return card
+
+
+def load_judge(
+    path: str | os.PathLike[str], kind: str, *, revision: str | None, card: Mapping[str, Any], **loading: Any
+) -> dict[str, Any]:
+    """What a judge's constructor takes: its model and tokenizer, and of `card` what is `None`, as saved beside them.
+
+    What neither gives is left to the constructor.
+
+    Args:
+        kind: as `read_card` checks it.
+        loading: for `load_classifier`.
+
+    Raises:
+        BadInput: nothing usable there (see `load_classifier`), or another kind of judge.
+    """
+    saved = read_card(path, kind, revision)
+    model, tokenizer = load_classifier(path, revision=revision, **loading)
+    told = {name: saved.get(name) if value is None else value for name, value in card.items()}
+    known = {name: value for name, value in told.items() if value is not None}
+    return {"model": model, "tokenizer": tokenizer, **known}
+
+
+def save_judge(path: str | os.PathLike[str], kind: str, scorer: SequenceScorer, **more: Any) -> Path:
+    """Write model (safetensors), tokenizer and how to ask them into a folder that `load_judge` reads."""
+    card = {"kind": kind, "template": scorer.template.text, **more, "max_length": scorer.max_length}
+    return save_folder(path, scorer.model, scorer.tokenizer, {CARD: json.dumps(card, indent=2) + "\n"})
 
 
 def same_length(prompts: Sequence[Any], *others: Sequence[Any]) -> None:
