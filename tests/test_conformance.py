@@ -38,7 +38,7 @@ from nlhf_zoo.testing.measure import readings
 from nlhf_zoo.testing.play import Play
 from nlhf_zoo.testing.snippet import snippet
 from nlhf_zoo.testing.statistics import FALSE_ALARM, expectation_refuted, probability_refuted
-from tests.mutants import MP, MUTANTS, UniformInsteadOfReference
+from tests.mutants import MP, MUTANTS, ClaimsALargerStepThanIsTrue, UniformInsteadOfReference
 
 pytest_plugins = ["pytester"]
 
@@ -293,13 +293,16 @@ def test_falsify_refutes_a_step_that_is_a_little_too_long(seed: int) -> None:
 
 
 def test_the_search_alone_refutes_it_without_the_known_hardest_games(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OfStepsAlone(type(MUTANTS["ClaimsALargerStepThanIsTrue"][0])):
+    @attrs.frozen
+    class OfStepsAlone(ClaimsALargerStepThanIsTrue):
         @property
         def guarantees(self) -> tuple[Guarantee, ...]:
-            return tuple(attrs.evolve(claim, bound=None, limit="open") for claim in super().guarantees)
+            return tuple(
+                attrs.evolve(claim, bound=None, limit="open") for claim in ClaimsALargerStepThanIsTrue().guarantees
+            )
 
     monkeypatch.setattr("nlhf_zoo.testing.tightness.hard_cases", lambda steps: [])
-    (claim,) = falsify(OfStepsAlone(), examples=1000)
+    (claim,) = falsify(OfStepsAlone(), examples=1000)  # type: ignore[abstract]
     assert claim.violated
 
 
