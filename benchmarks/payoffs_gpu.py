@@ -4,7 +4,9 @@
 
 GB/s is the bytes of P read over time, two payoffs an iteration; the bandwidth is the largest figure of reading (a sum)
 and of copying (read and written) a gigabyte. Kernels alone are timed inside a CUDA graph of many calls, by events;
-100 iterations by the clock, between two synchronisations, with everything that they need (recording the graph too).
+100 iterations by the clock, between two synchronisations: `first` is the first run of a solver in a game, which records
+the graphs, `iterates` and `solve` are later ones, `solver` is what `solve` itself says that its steps took (it measures
+twice besides), `thousand` is 1,000 iterations by `solve`, `replay` is the graph alone.
 `--tiny` runs the same code on the CPU, where nothing is measured. No part takes the others down when it fails.
 """
 
@@ -32,17 +34,22 @@ from nlhf_zoo.drive import configure, iterates
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import ReverseKL
 from nlhf_zoo.oracles.products import matrix_vector
-from nlhf_zoo.tabular import kernels
+from nlhf_zoo.tabular import graphs, kernels
 from nlhf_zoo.tabular.graphs import CudaRecorder, ReplayedSteps
+from nlhf_zoo.tabular.recordings import Spares
 
 # The most telling first, in case that time runs out.
-CELLS = [(16, 1000), (256, 1000), (4096, 128), (1024, 64), (256, 100), (64, 2000), (4096, 10), (1, 10_000)]
-SWEPT = [(16, 1000), (4096, 128), (256, 1000)]
+LARGE = [(16, 1000), (4096, 128), (256, 1000)]
+OTHERS = [(1, 10_000), (1024, 64), (256, 100), (4096, 10), (64, 2000)]
 DTYPES = (torch.float64, torch.float32)
 TINY = [(5, 3), (2, 40)]
-ODD_SHAPES = [(1, 1), (7, 3), (3, 33), (2, 100), (3, 1001), (1, 1025), (2, 2048), (1, 3000)]
-STEPS, BETA = 100, 0.1
-SWEEP = [(bytes_, warps) for bytes_ in (8192, 16_384, 32_768) for warps in (4, 8)]
+ODD_SHAPES = [(1, 1), (7, 3), (2, 100), (3, 1001), (2, 2048)]
+STEPS, MANY, BETA = 100, 1000, 0.1
+# Bytes, columns and warps of a program; for short rows, and for long ones.
+SWEEP = (
+    ((16_384, 1024, 4), (8192, 1024, 4), (16_384, 1024, 8), (32_768, 1024, 8), (8192, 512, 4)),
+    ((16_384, 1024, 4), (32_768, 1024, 8), (65_536, 1024, 8), (65_536, 2048, 16), (16_384, 512, 4), (32_768, 512, 4)),
+)
 
 
 class Bench:
@@ -160,8 +167,11 @@ def correct(bench: Bench) -> dict[str, float]:
                 worst[f"product {dtype}"] = max(error, worst.get(f"product {dtype}", 0.0))
             anchors = [(table.log_softmax(-1), 0.1 + index) for index, table in enumerate(tables)]
             for count in (1, 2):
-                got = kernels.reverse_kl_improvement(tables[0], anchors[:count])
-                if got is not None:
+                both = kernels.reverse_kl_improvement(tables[0], anchors[:count])
+                if both is not None:
+                    got, probs = both
+                    apart = float(((probs - got.exp()) / probs).abs().max())
+                    worst[f"exp {dtype}"] = max(apart, worst.get(f"exp {dtype}", 0.0))
                     true = ReverseKL().improve(tables[0].double(), [(t.double(), w) for t, w in anchors[:count]])
                     error = float((got - true).abs().max())
                     worst[f"improvement {dtype}"] = max(error, worst.get(f"improvement {dtype}", 0.0))
@@ -197,7 +207,7 @@ def cell(bench: Bench, games: int, y: int, dtype: torch.dtype, bandwidth: float)
     for name, work in parts.items():
         row[f"{name} us"] = round(bench.on_device(work, 50) * 1e6, 2)
     row |= whole_runs(bench, oracle)
-    row |= against_the_cpu(bench, oracle, min(games, max(1, 4000 // y)), y)
+    row |= against_the_cpu(bench, oracle, min(games, max(1, 1000 // y)), y)
     for name, _ in list(row.items()):
         if name.endswith("GB/s"):
             row[name.replace("GB/s", "share")] = round(row[name] / bandwidth, 3)
@@ -206,64 +216,73 @@ def cell(bench: Bench, games: int, y: int, dtype: torch.dtype, bandwidth: float)
 
 def whole_runs(bench: Bench, oracle: nz.MatrixOracle) -> dict[str, Any]:
     game = nz.Game(oracle, beta=BETA)
-    steps = 5 if bench.tiny else STEPS
-    total = 2 * steps * oracle.matrix().nbytes
+    steps, many = (5, 10) if bench.tiny else (STEPS, MANY)
+    runs = 3 if oracle.matrix().nbytes > 3e8 else 5
     found: dict[str, Any] = {}
-
     start = nz.TabularPolicy(_table(game.reference))  # an equilibrium that is given need not be found
 
-    def solved(count: int = steps) -> Tensor:
-        return _table(nz.solve(game, "nash_mp", steps=count, every=10**9, target=start).policy)
+    def solved(count: int = steps) -> nz.Result:
+        return nz.solve(game, "nash_mp", steps=count, every=10**9, target=start)
 
-    def note(name: str, seconds: list[float]) -> None:
+    def first() -> None:
+        graphs._spares = Spares()
+        solved()
+
+    def note(name: str, seconds: list[float], count: int = steps) -> None:
         found[f"{name} ms"] = [round(s * 1e3, 3) for s in seconds]
-        found[f"{name} GB/s"] = round(total / statistics.median(seconds) / 1e9, 1)
+        found[f"{name} GB/s"] = round(2 * count * oracle.matrix().nbytes / statistics.median(seconds) / 1e9, 1)
 
-    note("iterates", bench.clock(lambda: last(game, steps)))
-    note("solve", bench.clock(solved))
-    note("short", bench.clock(lambda: solved(4)))  # what a run costs before it replays
-    found.pop("short GB/s")
-    twice = statistics.median(bench.clock(lambda: solved(2 * steps)))
-    found["steady GB/s"] = round(total / max(1e-9, twice - statistics.median(found["solve ms"]) / 1e3) / 1e9, 1)
+    note("first", bench.clock(first, 3))
+    last(game, steps)  # records the first step too
+    note("iterates", bench.clock(lambda: last(game, steps), runs))
+    note("solve", bench.clock(solved, runs))
+    note("solver", [solved().seconds for _ in range(runs)])
+    found["no steps ms"] = [round(s * 1e3, 3) for s in bench.clock(lambda: solved(0), 3)]
+    bench.wait()
+    begun = time.perf_counter()
+    solved(many)
+    bench.wait()
+    note("thousand", [time.perf_counter() - begun], many)
     with eager():
-        plain = solved()
-        note("eager", bench.clock(solved, 3))
-    found["graph equals eager"] = torch.equal(solved(), plain)
-    found |= replay_alone(bench, game, oracle.matrix().nbytes)
-    for ahead in () if bench.tiny else (4, 16):
-        with replaced(drive, "_AHEAD", ahead):
-            note(f"iterates ahead {ahead}", bench.clock(lambda: last(game, steps), 3))
-    return found
+        plain = _table(solved().policy)
+        note("eager", bench.clock(solved, 2))
+    found["graph equals eager"] = torch.equal(_table(solved().policy), plain)
+    found["iterates equal eager"] = torch.equal(last(game, steps), plain)
+    return found | replay_alone(bench, game, oracle.matrix().nbytes)
 
 
 def replay_alone(bench: Bench, game: nz.Game, nbytes: int) -> dict[str, Any]:
     """The recorded step on the device, without anything around it; and how long it takes to come to it."""
     solver = configure("nash_mp")
-    steps = drive._stepping(game, solver, None)
-    assert isinstance(steps, ReplayedSteps)
-    state = solver.init(game, game.reference)
-    seconds: list[float] = []
-    for _ in range(4):
+    found: dict[str, Any] = {}
+    graphs._spares = Spares()
+    steps: Any = None
+    for name in ("first", "second", "third"):
+        steps = None  # hands its recordings on
+        steps = drive._stepping(game, solver, None)
+        assert isinstance(steps, ReplayedSteps)
+        state = solver.init(game, game.reference)
+        seconds: list[float] = []
+        for _ in range(3):
+            bench.wait()
+            begun = time.perf_counter()
+            state = steps(state)
+            bench.wait()
+            seconds.append(round((time.perf_counter() - begun) * 1e3, 3))
+        found[f"steps of a {name} run ms"] = seconds
+    recording = steps.recording
+    if recording is None:
+        return found | {"recorded": False}
+    device = bench.by_events(lambda: [recording.replay() for _ in range(50)]) / 50
+    found |= {"replay us": round(device * 1e6, 2), "replay GB/s": round(2 * nbytes / device / 1e9, 1)}
+    for name, work in (("replay", recording.replay), ("step", recording.step), ("check", recording.ask)):
         bench.wait()
         begun = time.perf_counter()
-        state = steps(state)
-        bench.wait()
-        seconds.append(round((time.perf_counter() - begun) * 1e3, 3))
-    recording = steps._recording
-    if recording is None:
-        return {"first steps ms": seconds, "recorded": False}
-    device = bench.by_events(lambda: [recording._replay() for _ in range(50)]) / 50
-    begun = time.perf_counter()
-    for _ in range(200):
-        recording.launch(1, steps.recorder)
-    host = (time.perf_counter() - begun) / 200
+        for _ in range(100):
+            work()
+        found[f"host us a {name}"] = round((time.perf_counter() - begun) * 1e4, 2)
     bench.wait()
-    return {
-        "first steps ms": seconds,
-        "replay us": round(device * 1e6, 2),
-        "replay GB/s": round(2 * nbytes / device / 1e9, 1),
-        "host us a launch with its check": round(host * 1e6, 2),
-    }
+    return found
 
 
 def last(game: nz.Game, steps: int, solver: str = "nash_mp") -> Tensor:
@@ -303,21 +322,25 @@ def against_the_cpu(bench: Bench, oracle: nz.MatrixOracle, games: int, y: int) -
 
 
 def sweep(bench: Bench, games: int, y: int, dtype: torch.dtype) -> dict[str, float]:
-    """GB/s of the product by bytes and warps a program, alternating direction and not."""
+    """GB/s of the product, to and fro, by bytes, columns and warps of a program; and the improvement by its warps."""
     module = kernels.loaded(bench.device)
     matrix = torch.rand(games, y, y, dtype=dtype, device=bench.device)
     mu = torch.rand(games, y, dtype=dtype, device=bench.device)
     found: dict[str, float] = {}
-    for nbytes, warps in SWEEP:
+    anchors = [(mu, 0.1), (mu, 0.5)]
+    for entries in (64, 128, 256, 512):
+        improve = functools.partial(kernels.launch_improvement, module, mu, anchors, entries)
+        found[f"improvement, {entries} entries a warp, us"] = round(bench.on_device(improve, 50) * 1e6, 2)
+    for nbytes, columns, warps in SWEEP[y > 5000]:
         turns = itertools.cycle((0, 1))
-        for name, way in (("one way", itertools.repeat(0)), ("to and fro", turns)):
-            work = functools.partial(_launch, module, matrix, mu, way, nbytes, warps)
-            found[f"{nbytes} B, {warps} warps, {name}"] = round(matrix.nbytes / bench.on_device(work, 20) / 1e9, 1)
+
+        def work(n: int = nbytes, c: int = columns, w: int = warps, way: Iterator[int] = turns) -> Tensor:
+            return kernels.launch_product(module, matrix, mu, next(way), n, c, w)
+
+        found[f"{nbytes} B, {columns} columns, {warps} warps"] = round(
+            matrix.nbytes / bench.on_device(work, 20) / 1e9, 1
+        )
     return found
-
-
-def _launch(module: Any, matrix: Tensor, mu: Tensor, way: Iterator[int], nbytes: int, warps: int) -> Tensor:
-    return kernels.launch_product(module, matrix, mu, next(way), nbytes, warps=warps)
 
 
 def every_solver(bench: Bench) -> dict[str, Any]:
@@ -346,7 +369,7 @@ def _as_played(bench: Bench, solver: nz.Solver, games: tuple[int, ...]) -> str:
         state = solver.init(game, game.reference)
         for _ in range(12):
             state = drive._step(game, solver, state, None) if step is None else step(state, 4)
-        replayed = replayed or (isinstance(step, ReplayedSteps) and step.replaying)
+        replayed = replayed or (isinstance(step, ReplayedSteps) and step.recording is not None)
         made.append((state, oracle.queries))
     (one, counted), (other, count) = made
     tables = all(torch.equal(p.log_probs, other.policies[slot].log_probs) for slot, p in one.policies.items())
@@ -397,18 +420,31 @@ def main() -> None:
     bandwidth = speeds.get("bandwidth", 3350.0) if isinstance(speeds, dict) else 3350.0
     bench.part("errors of the kernels", lambda: correct(bench))
     keep()
-    for (games, y), dtype in itertools.product(TINY if options.tiny else CELLS, DTYPES):
-        bench.part(f"{games} x {y} {str(dtype)[6:]}", lambda g=games, n=y, d=dtype: cell(bench, g, n, d, bandwidth), 4)
-        keep()
+
+    def cells(shapes: list[tuple[int, int]], needs: float) -> None:
+        for (games, y), dtype in itertools.product(shapes, DTYPES):
+            name = f"{games} x {y} {str(dtype)[6:]}"
+            bench.part(name, lambda g=games, n=y, d=dtype: cell(bench, g, n, d, bandwidth), needs)
+            keep()
+
+    cells(TINY if options.tiny else LARGE, 3)
     bench.part("bad payoffs", lambda: bad_payoffs(bench))
-    bench.part("every solver", lambda: every_solver(bench), 8)
-    keep()
-    for (games, y), dtype in itertools.product(SWEPT if bench.cuda else (), DTYPES):
-        name = f"sweep {games} x {y} {str(dtype)[6:]}"
-        bench.part(name, lambda g=games, n=y, d=dtype: sweep(bench, g, n, d), 7)
+
+    def sweeps(shape: tuple[int, int], needs: float) -> None:
+        for dtype in DTYPES:
+            bench.part(
+                f"sweep {shape[0]} x {shape[1]} {str(dtype)[6:]}", lambda d=dtype: sweep(bench, *shape, d), needs
+            )
+
+    if bench.cuda:
+        sweeps(LARGE[0], 2)
+    bench.part("every solver", lambda: every_solver(bench), 4)
     keep()
     if bench.cuda:
-        bench.part("torch.compile 16 x 1000", lambda: compiled(bench, 16, 1000, torch.float32), 15)
+        bench.part("torch.compile 16 x 1000", lambda: compiled(bench, 16, 1000, torch.float32), 9)
+        cells(OTHERS[:1], 4)
+        sweeps(OTHERS[0], 2)
+        cells(OTHERS[1:], 3)
     keep()
     table(bench.figures)
 
@@ -418,12 +454,13 @@ def _without_a_device() -> None:
     from nlhf_zoo.oracles import products
     from tests.tape import Tape
 
-    drive._recorder = lambda game: Tape()
+    tape = Tape()
+    drive._recorder = lambda game: tape
     products._plain = lambda matrix, vector: False
 
 
 def table(figures: dict[str, Any]) -> None:
-    names = ("payoff", "eager", "iterates", "solve", "steady", "replay")
+    names = ("payoff", "eager", "first", "iterates", "solve", "solver", "thousand", "replay")
     print(f"\n{'games x Y':>16}{'dtype':>9}{'MB':>8} | share of the bandwidth: " + "".join(f"{n:>10}" for n in names))
     for row in figures.values():
         if isinstance(row, dict) and "games" in row:

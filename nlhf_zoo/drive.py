@@ -17,6 +17,7 @@ from nlhf_zoo.metrics import duality_gap as gap_of
 from nlhf_zoo.metrics import kl_divergence, span
 from nlhf_zoo.oracles.matrix import MatrixOracle
 from nlhf_zoo.oracles.operators import LARGEST_MATRIX, OperatorOracle
+from nlhf_zoo.oracles.products import matrix_vector
 from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.tabular import EXACT, NotConverged, TabularPolicy, equilibrium
@@ -28,10 +29,10 @@ _MOST_UPDATES = 10_000
 """Of one step, in which registered solvers take a few."""
 _MOST_SILENT = 10_000
 """Steps without a query, of a run that only its queries end."""
-_AHEAD = 8
+_AHEAD = 6
 """Steps that a CUDA device may be ahead of who asks for iterates: what is lost when they stop asking."""
 _FAR_AHEAD = 32
-"""The same between two measurements, where nothing is lost."""
+"""The same between two measurements, where nothing is lost and each step is to be shown."""
 
 
 @attrs.frozen(eq=False)
@@ -114,7 +115,10 @@ def _truth(oracle: Any, table: TabularPolicy) -> Tensor:
     if isinstance(truth, OperatorOracle):
         return truth.payoff(table.probs)
     try:
-        return (oracle.matrix().to(table.log_probs.dtype) @ table.probs.unsqueeze(-1)).squeeze(-1)
+        matrix = oracle.matrix().to(table.log_probs.dtype)
+        if matrix.is_cuda:
+            return matrix_vector(matrix, table.probs)
+        return (matrix @ table.probs.unsqueeze(-1)).squeeze(-1)
     except BadInput:
         return oracle.payoff(table.probs)
 
@@ -250,10 +254,14 @@ def solve(
         if converged or spent:
             break
         begun = time.perf_counter()
-        if not (isinstance(step, ReplayedSteps) and step.replaying):
+        if not (isinstance(step, ReplayedSteps) and step.recording):
             # Each step has a seed of its own, so that a resumed run draws what it would have drawn.
             generator.manual_seed(int(np.random.SeedSequence((seed, state.step)).generate_state(1, np.uint64)[0] >> 1))
-        after = step(state, _room(state, steps, every))
+        room = _room(state, steps, every)
+        if isinstance(step, ReplayedSteps) and progress is None and queries is None:
+            after = step.leap(state, room)
+        else:
+            after = step(state, min(room, _FAR_AHEAD))
         if strict and queries is not None and after.queries.total > queries:
             break
         silent = silent + 1 if after.queries == state.queries else 0
@@ -275,10 +283,10 @@ def solve(
 
 
 def _room(state: State, steps: int | None, every: int | Callable[[State], bool]) -> int:
-    """How many steps are sure to come before the next measurement, this one included, and no more than are worth it."""
+    """How many steps are sure to come before the next measurement, this one included."""
     if steps is None or callable(every):
         return 1
-    return min(steps - state.step, every - state.step % every, _FAR_AHEAD)
+    return min(steps - state.step, every - state.step % every)
 
 
 def equilibrium_of(game: Game) -> TabularPolicy | None:

@@ -37,13 +37,27 @@ for dtype, close in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
             anchors[1][0][0] = -math.inf  # a response that the reference leaves out
         for count in (1, 2, 3):
             want = ReverseKL().improve(payoff, anchors[:count])
-            got = kernels.launch_improvement(triton_kernels, payoff, anchors[:count])
+            got, probs = kernels.launch_improvement(triton_kernels, payoff, anchors[:count])
+            assert torch.allclose(probs, want.exp(), rtol=close, atol=close)
             assert torch.equal(got.isfinite(), want.isfinite())
             assert torch.allclose(got, want, rtol=close, atol=close), (shape, dtype, count)
     payoff = draw(3, 5, dtype=dtype)
     payoff[1, 2], payoff[2, 1] = math.nan, math.inf
-    got = kernels.launch_improvement(triton_kernels, payoff, [(torch.zeros(3, 5, dtype=dtype), 1.0)])
-    assert got.isnan().all(-1).tolist() == [False, True, True], "what is no number is so from end to end"
+    both = kernels.launch_improvement(triton_kernels, payoff, [(torch.zeros(3, 5, dtype=dtype), 1.0)])
+    for made in both:
+        assert made.isnan().all(-1).tolist() == [False, True, True], "what is no number is so from end to end"
+    for source, seen in ((both, torch.zeros(3, dtype=dtype)), (both[0].contiguous(), torch.zeros(3, dtype=dtype))):
+        target = torch.empty_like(source)
+        kernels.launch_carry(triton_kernels, target, source, seen)
+        assert torch.equal(target.nan_to_num(7), source.nan_to_num(7))
+        assert seen.isnan().tolist() == [False, True, True]
+        kernels.launch_carry(triton_kernels, target, torch.ones_like(source), seen)
+        assert seen.isnan().tolist() == [False, True, True], "what was seen once stays so"
+    long = draw(2, 700, 3, dtype=dtype)
+    target, seen = torch.empty_like(long), torch.zeros(700, dtype=dtype)
+    kernels.launch_carry(triton_kernels, target, long, seen)
+    assert torch.equal(target, long)
+    assert not seen.any()
 """
 
 

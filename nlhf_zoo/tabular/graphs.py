@@ -2,13 +2,14 @@
 
 A solver is a pure function of the game and its state. Where a step has looked at none of the state's counters and
 numbers, and ends in slots that are arranged as those it began with, the next step is the same function of the policies
-in the slots, and so are all after it. Whether that is so is watched, not declared: the first steps are played as ever,
-with an eye on what the solver reads and on whether the host has to wait for a number from the device. Solvers for which
-it is not so (a schedule, an adaptive step, a period) go on being played step by step.
+in the slots, and so are all after it. Whether that is so is watched, not declared: the first step is played as ever,
+with an eye on what the solver reads and on whether the host has to wait for a number from the device; so is the second
+while it is recorded. Solvers for which it is not so (a schedule, an adaptive step, a period) go on being played step
+by step.
 
-What is recorded reads and writes tensors at their addresses, those of the game's matrix and reference too, so a
-recording serves one run. Results are those of the plain steps to the last bit. Steps are launched ahead of the one
-that is asked for, so that the device does not wait; they are counted when they are handed out.
+Results are those of the plain steps to the last bit. Steps are launched ahead of the one that is asked for, so that
+the device does not wait; they are counted when they are handed out. A recording outlives its run: the next run of the
+same solver in the same game begins with it.
 """
 
 from __future__ import annotations
@@ -17,39 +18,28 @@ import collections
 import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from nlhf_zoo.interfaces import Game, Outcome, Policy, QueryCount, Solver, State, Update
+from nlhf_zoo.interfaces import Game, Solver, State
 from nlhf_zoo.tabular.kernels import loaded
-from nlhf_zoo.tabular.policy import TabularPolicy, of_normalised, unchecked
+from nlhf_zoo.tabular.policy import TabularPolicy, unchecked
+from nlhf_zoo.tabular.recordings import Play, Recorder, Recording, Spares, arrangement, repeats
+from nlhf_zoo.tabular.watched import WatchedSolver
 
 __all__ = ["CudaRecorder", "Recorder", "ReplayedSteps"]
 
 _MOST_TRIALS = 8
 """Watched steps after which slots that are still not arranged alike are taken to be never so."""
+_MOST_LEAPT = 256
+"""Steps in one go: so many are in vain where the first of them comes to no numbers."""
 
-Play = Callable[[Solver, State], State]
-
-
-class Recorder(Protocol):
-    """What records work on a device and launches it again."""
-
-    def no_waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, whatever makes the host wait for the device raises a RuntimeError."""
-        ...
-
-    def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """A function that launches what `work` launches, and what `work` returned."""
-        ...
-
-    def ask(self, flag: Tensor) -> Callable[[], bool]:
-        """A function that waits for this flag, and not for what is launched after it."""
-        ...
+_spares = Spares()
 
 
 class CudaRecorder:
@@ -57,6 +47,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         loaded(device)  # compiling the kernels may wait for the device, which a trial must not
+        self.place: Hashable = (device, torch.cuda.current_stream(device).cuda_stream)
 
     @contextlib.contextmanager
     def no_waiting(self) -> Iterator[None]:
@@ -88,15 +79,15 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(side)
         return graph.replay, made
 
-    def ask(self, flag: Tensor) -> Callable[[], bool]:
-        host = torch.empty((), dtype=torch.bool, pin_memory=True)
-        host.copy_(flag, non_blocking=True)
+    def ask(self, numbers: Tensor) -> Callable[[], bool]:
+        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        host.copy_(numbers, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
 
         def answer() -> bool:
             arrived.synchronize()
-            return bool(host)
+            return bool((host < torch.inf).all())
 
         return answer
 
@@ -112,33 +103,35 @@ class ReplayedSteps:
     def __init__(self, game: Game, solver: Solver, play: Play, recorder: Recorder) -> None:
         self.game, self.solver, self.play, self.recorder = game, solver, play, recorder
         self._trials = _MOST_TRIALS
-        self._recording: _Recording | None = None
+        self._promising: State | None = None
         self._launched: collections.deque[_Launched] = collections.deque()
         self._last: State | None = None
+        # A list, which the finaliser can look into when this object is gone.
+        self._recordings = _spares.take(game, solver, recorder.place)
+        self._resumed = bool(self._recordings)
+        end = weakref.finalize(self, _spares.keep, game, solver, recorder.place, self._recordings)
+        end.atexit = False
 
     @property
-    def replaying(self) -> bool:
-        """Whether steps are replayed by now."""
-        return self._recording is not None
+    def recording(self) -> Recording | None:
+        """The step that is replayed by now."""
+        return self._recordings[0] if self._recordings else None
 
     def __call__(self, state: State, ahead: int = 1) -> State:
         """The state after one more step; up to `ahead` steps, this one included, may be computed by then."""
-        recording = self._recording
+        recording = self._ready(state)
         if recording is None:
-            return self._tried(state) if self._trials else self.play(self.solver, state)
-        if state is not self._last:
-            self._launched.clear()
-            if _arrangement(state, self.game) != recording.arrangement:
-                return self.play(self.solver, state)
-            recording.load(state)
+            return self._tried(state)
+        if not recording.loops:
+            return self._leapt(recording, state, 1)
         waiting = sum(len(launched.steps) for launched in self._launched)
         size = max(1, ahead // 2)
         while waiting < max(1, ahead - size + 1):
-            self._launched.append(recording.launch(size, self.recorder))
+            steps = collections.deque(recording.step() for _ in range(size))
+            self._launched.append(_Launched(steps, recording.ask()))
             waiting += size
         if not self._launched[0].sound():
-            self._give_up()
-            return self.play(self.solver, state)
+            return self._spoiled(state)
         tables = self._launched[0].steps.popleft()
         if not self._launched[0].steps:
             self._launched.popleft()
@@ -146,15 +139,50 @@ class ReplayedSteps:
         self.game.oracle.charge(recording.asked)
         return self._last
 
+    def leap(self, state: State, most: int) -> State:
+        """A state up to `most` > 0 steps later; those between are not handed out."""
+        if self._launched:
+            self._last = None  # the device is ahead of this state
+        recording = self._ready(state)
+        if recording is None:
+            return self._tried(state)
+        return self._leapt(recording, state, min(most, _MOST_LEAPT) if recording.loops else 1)
+
+    def _leapt(self, recording: Recording, state: State, count: int) -> State:
+        after = recording.leap(state, count)
+        if after is None:
+            return self._spoiled(state)
+        self._last = after if recording.loops else None
+        for _ in range(count):
+            self.game.oracle.charge(recording.asked)
+        return after
+
+    def _ready(self, state: State) -> Recording | None:
+        """The recording that is about to go on from this state; `None` where this step has to be played."""
+        if state is self._promising:
+            self._record(state)
+        if state is self._last:
+            return self.recording
+        self._launched.clear()
+        begun = arrangement(state, self.game)
+        if self._resumed and all(begun != recording.arrangement for recording in self._recordings):
+            self._resumed = False
+            self._record(state, loops=False)  # this run's first step, and the first of those to come
+        for recording in self._recordings:
+            if begun == recording.arrangement:
+                recording.load(state)
+                self._last = state if recording.loops else None
+                return recording
+        return None
+
     def _tried(self, state: State) -> State:
-        """A plain step, watched; the last before the recording is the one that proves that it can be recorded."""
-        begun = _arrangement(state, self.game)
+        """A plain step, which is watched while there is hope that the one after it can be recorded."""
+        begun = arrangement(state, self.game)
+        if not self._trials or self.recording is not None or begun is None:
+            return self.play(self.solver, state)
         oracle = self.game.oracle
         before = oracle.queries
-        if begun is None:
-            self._give_up()
-            return self.play(self.solver, state)
-        watched = _WatchedSolver(self.solver)
+        watched = WatchedSolver(self.solver)
         self._trials -= 1
         try:
             with self.recorder.no_waiting(), unchecked():
@@ -163,98 +191,33 @@ class ReplayedSteps:
         except Exception:  # it is raised again by the plain step below, unless the watching was the reason
             after, sound = state, False
         if not sound:
-            self._give_up()
+            self._trials = 0
             oracle.charge(before - oracle.queries)
             return self.play(self.solver, state)
-        if watched.read:
-            self._give_up()
-        elif _repeats(state, after) and _arrangement(after, self.game) == begun:
-            self._record(after, oracle.queries - before)
+        if watched.read or not repeats(state, after):
+            self._trials = 0 if watched.read else self._trials
+        elif arrangement(after, self.game) == begun or (self._trials == _MOST_TRIALS - 1 and _aligned(after)):
+            self._promising = after  # a first step mostly begins elsewhere: all slots are one policy
         return after
 
-    def _record(self, state: State, asked: QueryCount) -> None:
+    def _record(self, state: State, loops: bool = True) -> None:
+        """Record the step that begins here, if it can be recorded."""
+        self._promising = None
         oracle = self.game.oracle
         before = oracle.queries
         try:
-            self._recording = _Recording(self, state, asked)
+            self._recordings.append(Recording(self.game, self.solver, self.play, self.recorder, state, loops))
         except Exception:  # whatever cannot be recorded is played
-            self._give_up()
+            if self._trials < _MOST_TRIALS - 1:
+                self._trials = 0
         oracle.charge(before - oracle.queries)  # nothing was asked in earnest
-        self._last = None
 
-    def _give_up(self) -> None:
+    def _spoiled(self, state: State) -> State:
+        """The plain step, which says what is wrong, or after which it goes wrong."""
         self._trials = 0
-        self._recording = None
+        self._recordings.clear()
         self._launched.clear()
-
-
-class _Recording:
-    """One step, recorded, that begins with the tables in `begin` and writes the next step's over them."""
-
-    def __init__(self, steps: ReplayedSteps, state: State, asked: QueryCount) -> None:
-        self.game, self.asked = steps.game, asked
-        self.arrangement = _arrangement(state, steps.game)
-        self.begin = _copied(state, steps.game)
-        watched = _WatchedSolver(steps.solver)
-
-        def work() -> State:
-            with unchecked():
-                after = steps.play(watched, self.begin)
-            self._carry(after)
-            return after
-
-        self._replay, end = steps.recorder.record(work)
-        if watched.read or not _repeats(self.begin, end) or _arrangement(end, steps.game) != self.arrangement:
-            raise RuntimeError("the recorded step is not the one that was tried")
-        self.cost = end.queries - self.begin.queries
-        old = {id(policy): name for name, policy in self.begin.policies.items()}
-        new: dict[int, Tensor] = {}
-        for policy in end.policies.values():
-            if id(policy) not in old and policy is not self.game.reference:
-                new[id(policy)] = _table(policy)
-        self.made = tuple(new.values())
-        places = {key: place for place, key in enumerate(new)}
-        # Of each slot after the step: which table the step made, or which slot held it before.
-        self.origin = {
-            name: places[id(policy)] if id(policy) in places else old.get(id(policy))
-            for name, policy in end.policies.items()
-        }
-
-    def _carry(self, end: State) -> None:
-        """Where a slot ends is where it begins the next step."""
-        moves: dict[int, tuple[Tensor, Tensor]] = {}
-        begun = {id(policy) for policy in self.begin.policies.values()}
-        for name, policy in self.begin.policies.items():
-            later = end.policies[name]
-            if policy is not self.game.reference and later is not policy:
-                source = _table(later)
-                # A table that moves to another slot may be overwritten before it is read.
-                moves[id(policy)] = (_table(policy), source.clone() if id(later) in begun else source)
-        for target, source in moves.values():
-            target.copy_(source)
-
-    def load(self, state: State) -> None:
-        for name, policy in self.begin.policies.items():
-            if policy is not self.game.reference:
-                _table(policy).copy_(_table(state.policies[name]))
-
-    def launch(self, count: int, recorder: Recorder) -> _Launched:
-        steps: collections.deque[list[Tensor]] = collections.deque()
-        for _ in range(count):
-            self._replay()
-            steps.append([table.clone() for table in self.made])
-        columns = [table[..., 0] for made in steps for table in made]
-        return _Launched(steps, recorder.ask(_all_numbers(columns)) if columns else None)
-
-    def after(self, state: State, tables: list[Tensor]) -> State:
-        made = [of_normalised(table) for table in tables]
-        policies: dict[str, Policy] = {}
-        for name, origin in self.origin.items():
-            if origin is None:
-                policies[name] = self.game.reference
-            else:
-                policies[name] = made[origin] if isinstance(origin, int) else state.policies[origin]
-        return attrs.evolve(state, policies=policies, step=state.step + 1, queries=state.queries + self.cost)
+        return self.play(self.solver, state)
 
 
 @attrs.define
@@ -272,86 +235,16 @@ class _Launched:
         return sound
 
 
-class _WatchedSolver(Solver):
-    """A solver that is given states which know what of them is read."""
-
-    def __init__(self, solver: Solver) -> None:
-        self._solver = solver
-        self.name = solver.name  # type: ignore[misc]  # an instance's, for messages
-        self.read: set[str] = set()
-
-    def propose(self, game: Game, state: State) -> Update:
-        return self._solver.propose(game, _WatchedState(state, self.read))
-
-    def accept(self, game: Game, state: State, outcome: Outcome) -> State:
-        accepted = self._solver.accept(game, _WatchedState(state, self.read), outcome)
-        return accepted.plain if isinstance(accepted, _WatchedState) else accepted
-
-
-_FIELDS = frozenset(field.name for field in attrs.fields(State))
-_COUNTERS = frozenset({"step", "numbers", "queries"})
-
-
-class _WatchedState(State):
-    """The same state, which notes who reads its counters and numbers."""
-
-    __slots__ = ("plain", "read")
-    plain: State
-    read: set[str]
-
-    def __init__(self, plain: State, read: set[str]) -> None:
-        object.__setattr__(self, "plain", plain)
-        object.__setattr__(self, "read", read)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "__class__":  # what evolves from it is a plain state, and has read all of this one
-            return State
-        own = object.__getattribute__
-        if name in _COUNTERS:
-            own(self, "read").add(name)
-        return getattr(own(self, "plain"), name) if name in _FIELDS else own(self, name)
-
-    def middle(self, **slots: Policy) -> State:
-        return object.__getattribute__(self, "plain").middle(**slots)
-
-    def next(self, **slots: Policy) -> State:
-        return object.__getattribute__(self, "plain").next(**slots)
-
-
-def _arrangement(state: State, game: Game) -> Mapping[str, Any] | None:
-    """Which slots there are, and which of them, and of the reference, are one policy; `None` if not all are tables."""
-    seen: dict[int, int] = {id(game.reference): 0}
-    slots: dict[str, Any] = {}
-    for name, policy in state.policies.items():
-        if type(policy) is not TabularPolicy or policy.log_probs.requires_grad:
-            return None
-        table = policy.log_probs
-        slots[name] = (seen.setdefault(id(policy), len(seen)), table.shape, table.dtype, table.device)
-    return slots if state.phase == 0 else None
-
-
-def _repeats(before: State, after: State) -> bool:
-    return after.step == before.step + 1 and after.phase == 0 and after.numbers == before.numbers
-
-
-def _copied(state: State, game: Game) -> State:
-    """The same arrangement of policies, their tables copies; the reference stays."""
-    copies: dict[int, Policy] = {id(game.reference): game.reference}
-    for policy in state.policies.values():
-        if id(policy) not in copies:
-            copies[id(policy)] = of_normalised(_table(policy).clone())
-    return attrs.evolve(state, policies={name: copies[id(policy)] for name, policy in state.policies.items()})
+def _aligned(state: State) -> bool:
+    """Whether no kernel is compiled anew for an address of the next step, which must not be inside a recording."""
+    tables = [policy.both for policy in state.policies.values() if isinstance(policy, TabularPolicy)]
+    return all(both[1].data_ptr() % 16 == 0 for both in tables if both is not None)
 
 
 def _sound(state: State) -> Tensor:
-    return _all_numbers([_table(policy)[..., 0] for policy in state.policies.values()])
-
-
-def _all_numbers(columns: list[Tensor]) -> Tensor:
-    """Whether these columns, one of each table, are below infinity; a table that is not is NaN all over its row."""
-    return (torch.cat([column.reshape(-1) for column in columns]) < torch.inf).all()
-
-
-def _table(policy: Policy) -> Tensor:
-    assert isinstance(policy, TabularPolicy)
-    return policy.log_probs
+    """Whether all tables are numbers below infinity; a table that is not is NaN all over its row: a column tells."""
+    columns: list[Tensor] = []
+    for policy in state.policies.values():
+        assert isinstance(policy, TabularPolicy)
+        columns.append(policy.log_probs[..., 0].reshape(-1))
+    return (torch.cat(columns) < torch.inf).all()

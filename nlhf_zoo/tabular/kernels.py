@@ -1,4 +1,4 @@
-"""What a table computes on a CUDA device: one kernel a payoff and one an improvement, where Triton is there.
+"""What a table computes on a CUDA device, where Triton is there: one kernel a payoff, one an improvement, one to carry.
 
 Without Triton, without a compiler for it, or for a type that it is not written for, `None` comes back, and the caller
 does the same in torch. Equal to it up to rounding.
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["loaded", "matrix_times_vector", "reverse_kl_improvement"]
+__all__ = ["carried", "loaded", "matrix_times_vector", "reverse_kl_improvement"]
 
 _TYPES = (torch.float64, torch.float32)
 _LONGEST = 16_384
@@ -25,6 +25,8 @@ _MOST_ANCHORS = 3
 _BYTES = 16_384
 """Of P that a program of the payoff reads at once: two or three of them fill a multiprocessor's queue of loads."""
 _BLOCK_COLUMNS = 1024
+_LONGEST_VECTOR = 65_536
+"""Bytes that stay beside a multiprocessor while P goes by; with more, cuBLAS is the faster (an H200: 95 to 76 %)."""
 
 _turns = itertools.cycle((0, 1))
 
@@ -35,6 +37,8 @@ def matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor | None:
     Every other call begins at the end, where the last one stopped: as much of P as fits the cache is read from there.
     """
     if not _fit(matrix, vector) or not matrix.is_contiguous():
+        return None
+    if matrix.shape[-1] * matrix.element_size() > _LONGEST_VECTOR:
         return None
     kernels = loaded(matrix.device)
     if kernels is None:
@@ -80,7 +84,7 @@ def launch_product(
 
 
 def reverse_kl_improvement(payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> Tensor | None:
-    """(..., Y) the exact improvement under the reverse KL, see `Divergence.improve`; or `None`."""
+    """(2, ..., Y) the exact improvement under the reverse KL, see `Divergence.improve`, and its exp; or `None`."""
     tables = [table for table, _ in anchors]
     if len(anchors) > _MOST_ANCHORS or payoff.shape[-1] > _LONGEST or not _fit(payoff, *tables):
         return None
@@ -91,8 +95,10 @@ def reverse_kl_improvement(payoff: Tensor, anchors: Sequence[tuple[Tensor, float
         return launch_improvement(kernels, payoff.contiguous(), anchors)
 
 
-def launch_improvement(kernels: Any, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """The improvement by the kernel itself; contiguous tensors, anchors of the payoff's shape or (Y,)."""
+def launch_improvement(
+    kernels: Any, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]], entries_a_warp: int = 256
+) -> Tensor:
+    """The improvement, and its exponential, by the kernel itself; contiguous, anchors of the payoff's shape or (Y,)."""
     size = payoff.shape[-1]
     games = payoff.numel() // size
     total = sum(weight for _, weight in anchors)
@@ -100,7 +106,7 @@ def launch_improvement(kernels: Any, payoff: Tensor, anchors: Sequence[tuple[Ten
     tables = [*(table.contiguous() for table, _ in anchors), *[payoff] * unused]
     strides = [size if table.ndim == payoff.ndim else 0 for table in tables]
     shares = [*(_bits(weight / total) for _, weight in anchors), *[_bits(1.0)] * unused]
-    out = torch.empty_like(payoff)
+    out = payoff.new_empty((2, *payoff.shape))
     block = _power_of_two(size)
     block_games = max(1, 512 // block)
     kernels.reverse_kl[(-(-games // block_games),)](
@@ -115,9 +121,34 @@ def launch_improvement(kernels: Any, payoff: Tensor, anchors: Sequence[tuple[Ten
         ANCHORS=len(anchors),
         BLOCK_GAMES=block_games,
         BLOCK=block,
-        num_warps=max(1, min(16, block * block_games // 256)),
+        num_warps=max(1, min(16, block * block_games // entries_a_warp)),
     )
     return out
+
+
+def carried(target: Tensor, source: Tensor, seen: Tensor) -> None:
+    """Copy, and make `seen` NaN in the games whose log-probabilities are no numbers; it keeps what it has seen before.
+
+    Args:
+        target: (..., Y) log-probabilities, or (2, ..., Y) these and the probabilities; so is `source`.
+        seen: (...) of the same type.
+    """
+    fit = _fit(target, source, seen) and target.is_contiguous() and source.is_contiguous()
+    kernels = loaded(target.device) if fit and source.numel() < 2**31 - 1024 else None  # it counts in 32 bits
+    if kernels is not None:
+        with torch.cuda.device(target.device):
+            launch_carry(kernels, target, source, seen)
+        return
+    target.copy_(source)
+    column = (source if source.ndim == seen.ndim + 1 else source[0])[..., 0]
+    seen.masked_fill_(~(column < torch.inf), torch.nan)
+
+
+def launch_carry(kernels: Any, target: Tensor, source: Tensor, seen: Tensor) -> None:
+    """The same by the kernel itself; contiguous tensors."""
+    count, block = source.numel(), 1024
+    grid = (-(-count // block),)
+    kernels.carry[grid](target, source, seen, count, source.shape[-1], seen.numel(), BLOCK=block, num_warps=4)
 
 
 def _fit(*tensors: Tensor) -> bool:
@@ -137,7 +168,7 @@ def _is_row_or_whole(table: Tensor, payoff: Tensor) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def loaded(device: torch.device) -> Any:
-    """The module of the kernels, once both have run on this device; `None` where they cannot."""
+    """The module of the kernels, once all have run on this device; `None` where they cannot."""
     if importlib.util.find_spec("triton") is None:
         return None
     try:
@@ -147,6 +178,7 @@ def loaded(device: torch.device) -> Any:
         with torch.cuda.device(device):
             launch_product(triton_kernels, row.new_zeros(1, 2, 2), row, 0)
             launch_improvement(triton_kernels, row, [(row, 1.0)])
+            launch_carry(triton_kernels, torch.empty_like(row), row, row.new_zeros(1))
     except Exception:  # no C compiler for its launcher, a device or a driver it does not know: torch serves
         return None
     return triton_kernels

@@ -8,7 +8,7 @@ import functools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import attrs
 import torch
@@ -31,7 +31,7 @@ from nlhf_zoo.metrics import improvement_value, kl_divergence
 from nlhf_zoo.tabular.implicit import solve_implicit
 from nlhf_zoo.tabular.kernels import reverse_kl_improvement
 
-__all__ = ["SoftmaxPolicy", "TabularPolicy", "TabularResponses", "enumerable", "of_normalised", "unchecked"]
+__all__ = ["SoftmaxPolicy", "TabularPolicy", "TabularResponses", "enumerable", "of_both", "of_normalised", "unchecked"]
 
 _unchecked = contextvars.ContextVar("unchecked", default=False)
 
@@ -93,6 +93,7 @@ class TabularPolicy(Policy):
     """
 
     log_probs: Tensor = attrs.field(converter=_log_probabilities)
+    both: ClassVar[Tensor | None] = None  # (2, ..., Y) with the probabilities, of the policies that a kernel made
 
     @classmethod
     def uniform(cls, *shape: int) -> Self:
@@ -147,6 +148,7 @@ class TabularPolicy(Policy):
         oracle = enumerable(game)
         before = oracle.queries
         anchors = anchor_tables(update)
+        both: Tensor | None = None
         if isinstance(update.opponent, Itself):
             if update.loss is not None:
                 raise BadInput("an implicit update (opponent ITSELF) takes no pairwise loss on a table")
@@ -154,14 +156,14 @@ class TabularPolicy(Policy):
                 raise BadInput("an implicit update (opponent ITSELF) takes anchors of the game's own divergence only")
             log_probs, measured = solve_implicit(oracle, anchors, game.divergence, self.log_probs, generator)
         elif _alike(update, game):
-            log_probs = _improved(game.divergence, self.payoff(update, game, generator), anchors)
+            log_probs, both = _improved(game.divergence, self.payoff(update, game, generator), anchors)
             measured = {}
         else:
             log_probs = mixed_improvement(self.payoff(update, game, generator), _held(update, game, anchors))
             measured = {}
         _warn_of_lost(update, game)
         # Only the reverse KL is known to end in a log-softmax, with nothing left to normalise.
-        answer = _normalised(log_probs) if type(game.divergence) is ReverseKL else TabularPolicy(log_probs)
+        answer = _normalised(log_probs, both) if type(game.divergence) is ReverseKL else TabularPolicy(log_probs)
         return Outcome(answer, oracle.queries - before, measured | distances(update, answer))
 
 
@@ -179,17 +181,21 @@ def _warn_of_lost(update: Update, game: Game) -> None:
 
 
 def _weighted(policy: Policy, weight: float) -> Tensor:
-    probs = _table(policy).exp()
+    table = _table(policy)
+    both = policy.both if type(policy) is TabularPolicy else None
+    probs = table.exp() if both is None else both[1]
     return probs if weight == 1.0 else weight * probs
 
 
-def _improved(divergence: Divergence, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """(..., Y) `divergence.improve`, in one kernel where the device has one."""
-    fused = reverse_kl_improvement(payoff, anchors) if type(divergence) is ReverseKL and payoff.is_cuda else None
-    return divergence.improve(payoff, anchors) if fused is None else fused
+def _improved(
+    divergence: Divergence, payoff: Tensor, anchors: Sequence[tuple[Tensor, float]]
+) -> tuple[Tensor, Tensor | None]:
+    """(..., Y) `divergence.improve`; in one kernel where the device has one, and then (2, ..., Y) with its exp too."""
+    both = reverse_kl_improvement(payoff, anchors) if type(divergence) is ReverseKL and payoff.is_cuda else None
+    return (divergence.improve(payoff, anchors), None) if both is None else (both[0], both)
 
 
-def _normalised(log_probs: Tensor) -> TabularPolicy:
+def _normalised(log_probs: Tensor, both: Tensor | None) -> TabularPolicy:
     """The policy of (..., Y) that a log-softmax returned: the constructor without its passes over the table."""
     # A log-softmax makes a row NaN from end to end if anything in it is wrong: one column tells.
     if not _unchecked.get() and not bool((log_probs[..., 0] < torch.inf).all()):
@@ -197,13 +203,20 @@ def _normalised(log_probs: Tensor) -> TabularPolicy:
             "the payoffs of an update are no finite numbers: the oracle's are not, or a pairwise loss's slope outgrows"
             " its step; for the latter take a smaller step size (eta) or a larger beta"
         )
-    return of_normalised(log_probs)
+    return of_normalised(log_probs) if both is None else of_both(both)
 
 
 def of_normalised(log_probs: Tensor) -> TabularPolicy:
     """The policy of log-probabilities (..., Y) that are known to be normalised, and are not looked at."""
     policy = object.__new__(TabularPolicy)
     object.__setattr__(policy, "log_probs", log_probs)  # as attrs itself sets the field of a frozen class
+    return policy
+
+
+def of_both(both: Tensor) -> TabularPolicy:
+    """The policy of log-probabilities that are known to be normalised, and their exponentials: (2, ..., Y)."""
+    policy = of_normalised(both[0])
+    object.__setattr__(policy, "both", both)
     return policy
 
 

@@ -1,7 +1,7 @@
-"""The two kernels of a table's improvement, in Triton; imported only where there is something to run them on.
+"""The kernels of a table's improvement, in Triton; imported only where there is something to run them on.
 
 An improvement reads P once, and everything else it does must not take time beside that: one kernel for the payoff,
-one for the closed form.
+one for the closed form; and one between two recorded steps.
 """
 
 # Triton's own compiler reads these functions; to a type checker their values are anything.
@@ -12,7 +12,7 @@ one for the closed form.
 import triton
 import triton.language as tl
 
-__all__ = ["matrix_times_vector", "reverse_kl"]
+__all__ = ["carry", "matrix_times_vector", "reverse_kl"]
 
 
 # Numbers are not specialised: a batch of another size must not wait for the compiler.
@@ -95,8 +95,9 @@ def reverse_kl(
     BLOCK_GAMES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out[g] = log_softmax(payoff[g] * inverse + sum over j of share_j * anchor_j[g]), up to three anchors.
+    """out[0, g] = log_softmax(payoff[g] * inverse + sum over j of share_j * anchor_j[g]), up to three anchors.
 
+    out[1] is exp(out[0]): the next payoff's opponent is this policy, mostly, or will be.
     `inverse` and the shares are the bits of float64 numbers; a stride of 0 is one anchor for all games.
     """
     kind = out.dtype.element_ty
@@ -116,4 +117,19 @@ def reverse_kl(
         logits += tl.load(third + at, mask=inside, other=0.0) * _number(third_share, kind)
     shifted = logits - tl.max(logits, axis=1)[:, None]
     total = tl.sum(tl.exp(shifted), axis=1)
-    tl.store(out + place, shifted - tl.log(total)[:, None], mask=inside)
+    log_probs = shifted - tl.log(total)[:, None]
+    tl.store(out + place, log_probs, mask=inside)
+    tl.store(out + games.to(tl.int64) * size + place, tl.exp(log_probs), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count", "size", "rows"])
+def carry(target, source, seen, count, size, rows, BLOCK: tl.constexpr):
+    """target[i] = source[i] for i < count; seen[r] = NaN where source[r, 0], of `rows` rows of `size`, is no number."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    value = tl.load(source + place, mask=inside, other=0.0)
+    tl.store(target + place, value, mask=inside)
+    row = place // size
+    first = inside & (row * size == place) & (row < rows)
+    nothing = tl.full((BLOCK,), float("nan"), dtype=seen.dtype.element_ty)
+    tl.store(seen + row, nothing, mask=first & ~(value < float("inf")))
