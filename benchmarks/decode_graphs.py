@@ -176,6 +176,7 @@ def exactness(
         mean, spread = mean + float((found - wanted).abs().mean()) / tokens, float(wanted.std())
         last = torch.randint(5, setting.vocabulary, (rows, 1), generator=draws, device=setting.device)
         position = position + 1
+    half = setting.dtype == torch.bfloat16 or torch.is_autocast_enabled(setting.device.type)
     replays = len(getattr(replayed, "buffers").steps) if hasattr(replayed, "buffers") else 0  # noqa: B009  # of a StaticReader
     replayed.close()
     return {
@@ -186,7 +187,7 @@ def exactness(
         "standard_deviation_of_logits": spread,
         "reader": f"{type(replayed).__name__}, {replays} captured",
         # Kernels round differently, and of bfloat16 the largest of millions of differences says little.
-        "right": max(mean, apart) < (0.02 if setting.dtype == torch.bfloat16 else 1e-4) * spread,
+        "right": max(mean, apart) < (0.02 if half else 1e-4) * spread,
     }
 
 

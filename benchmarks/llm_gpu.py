@@ -102,7 +102,7 @@ def measure(
             "flops": {"training": trained, "generation": generated},
             "mfu_training": trained / training / peak,
             "mfu_step": (trained + generated) / median / peak,
-            "estimated": _estimated(work, device),
+            "estimated": _estimated(cell, work, device),
         }
     if device == "cuda":
         row["peak_gib"] = (torch.cuda.max_memory_allocated() - before) / GIB
@@ -126,11 +126,12 @@ def _work(cell: Cell, models: DeviceModels, setting: Setting) -> Work:
     return Work(shape, held, asked, setting)
 
 
-def _estimated(work: Work, device: str) -> dict[str, float]:
+def _estimated(cell: Cell, work: Work, device: str) -> dict[str, float]:
     """What `train --estimate` says of a step on this device."""
     rows, prompt, response = work.setting.batch * work.samples, work.setting.prompt_tokens, work.setting.new_tokens
     sizes: dict[str, Any] = {"rows": rows, "prompt": prompt, "response": response}
-    found = seconds(work.shape, work.held, work.passes, DEVICES[_kind(device)], **sizes, compute_bytes=2)
+    sizes |= {"compute_bytes": 2, "captured": cell.held != "eager"}
+    found = seconds(work.shape, work.held, work.passes, DEVICES[_kind(device)], **sizes)
     return attrs.asdict(found) | {"step": found.step}
 
 

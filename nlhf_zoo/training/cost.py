@@ -30,9 +30,9 @@ class Device:
         network: the same to other nodes, for each device.
         reached: share of the FLOP/s that training reaches; an assumption.
         streamed: share of the bandwidth that generation reaches; an assumption.
-        calling: seconds that a layer's forward pass takes by the calls that it is made of, whatever its size; of a
-            GPU an assumption, for generation by transformers without CUDA graphs. It is what bounds a small model.
-        replaying: the same where the pass of a token is replayed by a CUDA graph.
+        calling: seconds that a layer's forward pass takes by the calls that it is made of, whatever its size, in
+            transformers' eager mode; it is what bounds a small model. As measured on an H200.
+        replaying: the same where the pass of a token is replayed by a CUDA graph; likewise.
     """
 
     memory: float
@@ -275,7 +275,9 @@ def seconds(
     attention = 4 * shape.layers * shape.heads * shape.head_size * (prompt + response) / 2
     forward = 2 * shape.parameters + attention  # FLOP a token
     keys = shape.layers * 2 * shape.kv_heads * shape.head_size * compute_bytes
-    called = shape.layers * device.calling
+    # An adapted layer is three products, a scaling and a sum instead of one product.
+    layers = shape.layers * (2 if held.adapter else 1)
+    called = layers * device.calling
 
     def reads(sets: float, tokens_each: int) -> float:
         """One network reads so many tokens of the rows of so many sets, in the middle of their texts."""
@@ -283,7 +285,7 @@ def seconds(
         return max(moved / stream, sets * rows * tokens_each * forward / flops)
 
     # The prompt is read once for all its samples; that is little beside the tokens that follow, and left out.
-    token = reads(work.sampled / work.reading, 1) + (shape.layers * device.replaying if captured else called)
+    token = reads(work.sampled / work.reading, 1) + (layers * device.replaying if captured else called)
     verified = (reads((work.cached - work.sampled) / work.verifying, LONGEST) + called) if work.verifying else 0.0
     generating = response * (work.reading * token + work.verifying * verified / LONGEST)
     one = tokens * forward / flops + called

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -38,6 +38,11 @@ def strategy_of(name: str) -> str | Strategy:
         return ShardedStrategy()
     if re.match(r"fsdp|model_parallel|xla|deepspeed_stage_3", name) or name == "deepspeed":
         raise BadInput(f"strategy {name} is not supported; fsdp2 spreads weights, deepspeed_stage_2 all but weights")
+    if name.startswith("deepspeed"):
+        strategy = StrategyRegistry.get(name)
+        # Its engine looks for every frozen weight among those it was given, and copies are made as solvers need them.
+        strategy.exclude_frozen_parameters = True
+        return strategy
     if re.search(r"spawn|fork|notebook", name):
         raise BadInput(f"strategy {name}: processes started from memory cannot hand the run back; use ddp")
     return name
