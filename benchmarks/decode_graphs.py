@@ -114,7 +114,7 @@ def draw(
         temperature=1.0, allowed=None, generator=torch.Generator(setting.device).manual_seed(2),
         patience=PATIENCE, **options,
     )  # fmt: skip
-    return [tokens for tokens, *_ in drawn]
+    return [tokens for tokens, _ in drawn]
 
 
 def alone(model: Any) -> Request:

@@ -104,7 +104,7 @@ def test_adapters_are_as_good_as_separate_models(
     """Bit for bit: student and spares of a run whose every network is a copy of its own."""
     options = {"steps": 5, "solver": name.split()[0], **SAME_AS_SEPARATE[name]}
     if "gradient_checkpointing" in options:  # it reads prompts again for each response: let both do so
-        monkeypatch.setattr(scoring, "_begun", lambda network, prompts, mask, *_: scoring._Text(network, prompts, mask))
+        monkeypatch.setattr(scoring, "_prompts_read", lambda *_: None)
     shared = train(lora(folder, tmp_path / "shared", **options))
     mine = pools[0]
     monkeypatch.setattr(run, "load_pool", lambda *given: pools.append(separate_pool(*given)) or pools[-1])

@@ -138,7 +138,7 @@ def test_policies_sampled_together_have_their_own_distributions() -> None:
         requests, batch.tokens, batch.mask, num_samples=20000, max_new_tokens=2, stop=(), padding=0, temperature=1.0,
         allowed=None, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    for (tokens, *_), request in zip(drawn, requests, strict=True):
+    for (tokens, _), request in zip(drawn, requests, strict=True):
         first, second = tokens[0, :, 0].bincount(minlength=259) / 20000, tokens[0, :, 1].unique()
         candidates = torch.arange(259)[None, :, None]
         exact = score(

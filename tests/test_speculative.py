@@ -161,7 +161,7 @@ def test_models_that_agree_verify_many_tokens_at_once() -> None:
             requests, batch.tokens, batch.mask, num_samples=2, max_new_tokens=40, stop=(), padding=0, temperature=1.0,
             allowed=None, generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
-    assert all(bool(mask.all()) and mask.shape == (3, 2, 40) for _, mask, _ in drawn)
+    assert all(bool(mask.all()) and mask.shape == (3, 2, 40) for _, mask in drawn)
     assert calls == {id(first): 40, id(second): calls[id(second)]}
     assert calls[id(second)] <= 8
 

@@ -76,12 +76,11 @@ def drawn(
 ) -> list[tuple[Tensor, Tensor]]:
     batch = CausalLMPolicy(requests[0].parts[0][0], byte_tokenizer()).encode(prompts)
     opened = {} if graphs is None else {"open_reader": graphs.reader}
-    found = generate(
+    return generate(
         requests, batch.tokens, batch.mask, num_samples=samples, max_new_tokens=length, stop=stop, padding=0,
         temperature=1.0, allowed=None, generator=torch.Generator(batch.tokens.device).manual_seed(5), patience=patience,
         **opened, **options,
     )  # fmt: skip
-    return [(tokens, mask) for tokens, mask, _ in found]
 
 
 def same(found: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[tuple[Tensor, Tensor]]) -> bool:

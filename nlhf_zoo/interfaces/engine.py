@@ -26,13 +26,11 @@ class Rollout:
         mask: (B, K, T) bool, True on tokens of the response, its stop token included.
         log_probs: (B, K, T) float32 log-probability of each token as the engine saw it, temperature and allowed
             tokens included, 0 on padding; `None` where the engine computes just what the policy computes.
-        read: what the built-in engine computed on the way and scoring can use; other engines leave it empty.
     """
 
     tokens: Tensor
     mask: Tensor
     log_probs: Tensor | None = None
-    read: tuple[Any, ...] = ()
 
 
 class RolloutEngine(ABC):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
@@ -46,7 +45,5 @@ class BuiltinEngine(RolloutEngine):
             how["patience"] = PATIENCE
             if self._graphs is not None:
                 how["open_reader"] = self._graphs.reader
-        wanted = [Request(tuple(parts)) for parts in requests]
-        # Who has gradients on is about to score what is drawn.
-        drawn = generate(wanted, prompts, prompt_mask, keep=torch.is_grad_enabled(), **how)
-        return [Rollout(tokens, mask, read=read) for tokens, mask, read in drawn]
+        drawn = generate([Request(tuple(parts)) for parts in requests], prompts, prompt_mask, **how)
+        return [Rollout(tokens, mask) for tokens, mask in drawn]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.llm.reading import GrowingReader, Reader
-from nlhf_zoo.llm.reuse import PromptsRead
 from nlhf_zoo.llm.speakers import Mixture, Rules, Speaker
 from nlhf_zoo.llm.speculative import LOGITS_HELD, LONGEST, DraftLength
 
@@ -48,7 +47,6 @@ class _Desk:
                 return
             last, position = _joined([one.last for one in mine]), _joined([one.position for one in mine])
             logits = self.reader.read(last, position)[:, -1]
-            self.note(mine)
             drawn = rules.draw(logits)
             sizes = [len(one.rows) for one in mine]
             for one, tokens, by in zip(mine, drawn.split(sizes), logits.split(sizes), strict=True):
@@ -57,18 +55,6 @@ class _Desk:
             if self.leave(mine, staying):
                 for one, rows in zip(mine, staying, strict=True):
                     one.leave(rows)
-
-    @property
-    def own(self) -> Speaker | None:
-        """Whose every token is the model's: what it computes of them is kept, where that is wanted."""
-        return next((one for one in self.speakers if type(one) is Speaker), None)
-
-    def note(self, mine: Sequence[Any]) -> None:
-        """Tell the recorder, where there is one, which rows of the last pass are to be kept."""
-        recorder, own = self.reader.recorder, self.own
-        if recorder is not None and own is not None and own in mine:
-            sizes = [len(one.rows) for one in mine]
-            recorder.note(sum(sizes[: mine.index(own)]), own.rows, own.lengths - 1, sum(sizes))
 
     def verify(self) -> None:
         """Read all drafts."""
@@ -104,6 +90,10 @@ def _joined(columns: Sequence[Tensor]) -> Tensor:
     return columns[0] if len(columns) == 1 else torch.cat(list(columns))
 
 
+def _growing(network: Any, prompts: Tensor, mask: Tensor, rows: Tensor, new_tokens: int) -> Reader:
+    return GrowingReader.of_prompts(network, prompts, mask, rows)
+
+
 @torch.no_grad()
 def generate(
     requests: Sequence[Request],
@@ -117,10 +107,9 @@ def generate(
     temperature: float,
     allowed: Tensor | None,
     generator: torch.Generator | None,
-    open_reader: Callable[[Any, Tensor, Tensor, Tensor, int], Reader] | None = None,
+    open_reader: Callable[[Any, Tensor, Tensor, Tensor, int], Reader] = _growing,
     patience: int = 0,
-    keep: bool = False,
-) -> list[tuple[Tensor, Tensor, tuple[PromptsRead, ...]]]:
+) -> list[tuple[Tensor, Tensor]]:
     """Draw `num_samples` continuations of each prompt for each request.
 
     A prompt is read once a model, whatever the number of samples and requests; a model that has a part in several
@@ -132,13 +121,12 @@ def generate(
         prompt_mask: (B, S) bool.
         stop: ids that end a response.
         open_reader: reads prompts (B, S) with their mask (int64), for the rows (N,) that go on from them by at most so
-            many tokens; a `GrowingReader`, unless given.
+            many tokens.
         patience: tokens between two looks for rows that have ended, as in `Rules`; other draws than with 0.
-        keep: what `score` can use of what is computed; for responses that are to be scored before weights change.
 
     Returns:
-        For each request tokens (B, K, T) int64 padded on the right, mask (B, K, T) bool with the stop token included,
-        and what was kept; T is the longest response of the request.
+        For each request tokens (B, K, T) int64 padded on the right, and mask (B, K, T) bool with the stop token
+        included; T is the longest response of the request.
     """
     ends = torch.tensor(list(stop), device=prompts.device, dtype=torch.int64)
     rules = Rules(max_new_tokens, ends, padding, temperature, allowed, generator, patience)
@@ -156,8 +144,6 @@ def generate(
         return [_Desk(opened(one, whose.repeat(len(its))), its) for one, its in mine]
 
     def opened(network: Any, rows: Tensor) -> Reader:
-        if open_reader is None:
-            return GrowingReader.of_prompts(network, prompts, mask, rows, keep=keep)
         reader = open_reader(network, prompts, mask, rows, max_new_tokens)
         reading.callback(reader.close)
         return reader
@@ -180,14 +166,7 @@ def generate(
             for mixture in waiting:
                 mixture.leave(mixture.stays)
     rules.check()
-    readers = [desk.reader for desk in (*drafters, *verifiers)]
-    own = {id(desk.own): desk.reader.recorder for desk in drafters if desk.reader.recorder is not None}
-    read = tuple(reader.prompts for reader in readers if reader.prompts is not None)
-    found: list[tuple[Tensor, Tensor, tuple[PromptsRead, ...]]] = []
-    for speaker in speakers:
-        kept = (own[id(speaker)].read(prompts, prompt_mask, speaker.tokens.shape),) if id(speaker) in own else ()
-        found.append((*speaker.spoken((len(prompts), num_samples)), read + kept))
-    return found
+    return [speaker.spoken((len(prompts), num_samples)) for speaker in speakers]
 
 
 def drafting_first(requests: Sequence[Request]) -> list[tuple[tuple[Any, float], ...]]:

@@ -87,7 +87,6 @@ class LanguagePolicy(Policy):
                 responses.mask,
                 temperature=self.decoding.temperature,
                 allowed=self._allowed(),
-                read=responses.read,
             )
 
     def table(self, prompts: PromptBatch | Sequence[str], responses: TokenResponses) -> Tensor:
@@ -261,7 +260,7 @@ def sample_together(
         # Autocast keeps the casts that it made without gradients, and would hand them to the training pass.
         torch.clear_autocast_cache()
     return [
-        TokenResponses(one.tokens, one.mask, decode(one.tokens, one.mask, first.tokenizer), one.log_probs, one.read)
+        TokenResponses(one.tokens, one.mask, decode(one.tokens, one.mask, first.tokenizer), one.log_probs)
         for one in drawn
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.llm.forward import base_network, forward, takes_positions
-from nlhf_zoo.llm.reuse import PromptsRead, Recorder, trains
 
 __all__ = ["GrowingReader", "Reader", "attends_by_position", "read_prompts"]
 
@@ -41,14 +39,10 @@ class Reader(ABC):
 
     Attributes:
         unused: (N, 1, V) logits after the prompt, until they are asked for.
-        prompts: what a model without gradients made of them, where it is wanted again.
-        recorder: keeps what the linear layers of a model with gradients put out, where that is wanted again.
     """
 
     network: Any
     unused: Tensor | None
-    prompts: PromptsRead | None = attrs.field(default=None, init=False)
-    recorder: Recorder | None = attrs.field(default=None, init=False)
 
     @property
     @abstractmethod
@@ -103,25 +97,14 @@ class GrowingReader(Reader):
     mask: Tensor
 
     @classmethod
-    def of_prompts(
-        cls, network: Any, prompts: Tensor, mask: Tensor, rows: Tensor, *, keep: bool = False
-    ) -> GrowingReader:
+    def of_prompts(cls, network: Any, prompts: Tensor, mask: Tensor, rows: Tensor) -> GrowingReader:
         """Read each prompt once, for the N `rows` that go on from it.
 
         Args:
             prompts, mask: (B, S) int64, padded on the left.
             rows: (N,) which prompt each text begins with.
-            keep: what scoring can use of what is computed.
         """
-        recorder = Recorder.of(network) if keep and trains(network) else None
-        with _heard_by(recorder):
-            out = read_prompts(network, prompts, mask)
-        if recorder is not None:
-            recorder.note_prompts()
-        read = PromptsRead.of(network, prompts, mask.bool(), out) if keep and not trains(network) else None
-        reader = cls.after(out, network, mask, rows)
-        reader.prompts, reader.recorder = read, recorder
-        return reader
+        return cls.after(read_prompts(network, prompts, mask), network, mask, rows)
 
     @classmethod
     def after(cls, out: Any, network: Any, mask: Tensor, rows: Tensor) -> GrowingReader:
@@ -142,8 +125,7 @@ class GrowingReader(Reader):
 
     def _go_on(self, tokens: Tensor, position: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, self.mask.new_ones(tokens.shape)], 1)
-        with _heard_by(self.recorder):
-            return forward(self.network, tokens, self.mask, position, cache=self.cache, use_cache=True).logits
+        return forward(self.network, tokens, self.mask, position, cache=self.cache, use_cache=True).logits
 
     def take_back(self, kept: Tensor, count: int) -> None:
         if count > 1:
@@ -152,7 +134,3 @@ class GrowingReader(Reader):
     def _select(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
         self.mask = self.mask[rows]
-
-
-def _heard_by(recorder: Recorder | None) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if recorder is None else recorder.listening()

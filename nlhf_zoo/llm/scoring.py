@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nlhf_zoo.llm.forward import base_network, forward
 from nlhf_zoo.llm.mixing import mixed_log_probs
-from nlhf_zoo.llm.reuse import Outputs, PromptsRead, Spoken, branch, plain_cache, recomputes, replayed, trains
 from nlhf_zoo.llm.sharding import is_spread
 
 __all__ = ["length_chunks", "score", "selected_log_prob"]
@@ -100,7 +99,6 @@ def score(
     *,
     temperature: float,
     allowed: Tensor | None,
-    read: Sequence[PromptsRead] = (),
 ) -> Tensor:
     """(B, K, T) log-probability of each response token under a model or a geometric mixture of several; 0 on padding.
 
@@ -111,102 +109,88 @@ def score(
         parts: models and their weights.
         prompts, prompt_mask: (B, S), padded on the left.
         tokens, kept: (B, K, T), padded on the right.
-        read: what was computed of these very responses when they were drawn; used up.
     """
     count = tokens.shape[1]
     answer, mask = tokens.flatten(0, 1), kept.flatten(0, 1)
     lengths: list[int] = mask.sum(-1).tolist()
     networks, weights = [network for network, _ in parts], [weight for _, weight in parts]
     worth = WORTH_A_PASS["cpu" if tokens.device.type == "cpu" else "accelerator"]
+    read = None
     if any(is_spread(network) for network in networks):
         # Every pass gathers the weights of all processes, which must come to the same number of passes: one.
         worth = sum(lengths) + 1
-        texts = [_Text(network, prompts, prompt_mask) for network in networks]
-    else:
-        texts = [_begun(network, prompts, prompt_mask, read, count) for network in networks]
-    chunks = length_chunks(lengths, worth)
-    indices = [torch.tensor(chunk, device=tokens.device) for chunk in chunks]
-    widths = [lengths[chunk[0]] for chunk in chunks]
-    known = [text.known(indices, widths, count) for text in texts]
+    elif count > 1:
+        read = _prompts_read(networks, prompts, prompt_mask)
     pieces: list[Tensor] = []
-    for at, (rows, width) in enumerate(zip(indices, widths, strict=True)):
+    chunks = length_chunks(lengths, worth)
+    for chunk in chunks:
+        rows = torch.tensor(chunk, device=tokens.device)
+        width = lengths[chunk[0]]
         one, one_mask, whose = answer[rows, :width], mask[rows, :width], rows // count
         if width == 0:
             pieces.append(torch.zeros(one.shape, dtype=torch.float32, device=one.device))
             continue
-        logits: list[Tensor] = []
-        for text, outputs in zip(texts, known, strict=True):
-            with replayed(outputs[at]):
-                logits.append(text.logits(one, one_mask, whose))
+        if read is None:
+            logits = [_whole(network, prompts[whose], prompt_mask[whose], one, one_mask) for network in networks]
+        else:
+            logits = [_continued(network, seen, prompt_mask, one, one_mask, whose) for network, seen in read]
         if len(logits) == 1:
             chosen = selected_log_prob(logits[0], one, temperature, allowed)
         else:
             chosen = mixed_log_probs(logits, weights, temperature, allowed).gather(-1, one[..., None])[..., 0]
         pieces.append(torch.where(one_mask, chosen, 0.0))
     padded = [torch.nn.functional.pad(piece, (0, tokens.shape[-1] - piece.shape[-1])) for piece in pieces]
-    return torch.cat(padded)[torch.cat(indices).argsort()].reshape(tokens.shape)
+    order = torch.tensor([row for chunk in chunks for row in chunk], device=tokens.device)
+    return torch.cat(padded)[order.argsort()].reshape(tokens.shape)
 
 
 def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-@attrs.frozen(eq=False)
-class _Text:
-    """Prompts that a network is to go on from.
-
-    Attributes:
-        begun: its output on the prompts, cache included; without it they are read together with each response.
-        spoken: what its layers are known to put out.
-    """
-
-    network: Any
-    prompts: Tensor
-    mask: Tensor
-    begun: Any = None
-    spoken: Spoken | None = None
-
-    def known(self, rows: Sequence[Tensor], widths: Sequence[int], count: int) -> Sequence[Outputs]:
-        """What its layers are known to put out in the passes to come, chunk by chunk."""
-        if self.spoken is None:
-            return [{} for _ in rows]
-        # The last token is predicted, never read.
-        chunks = self.spoken.chunks(rows, [max(width - 1, 0) for width in widths])
-        if self.begun is None:
-            for chunk, some in zip(chunks, rows, strict=True):
-                self.spoken.put_before(chunk, some // count)
-            self.spoken.prompt.clear()
-        return chunks
-
-    def logits(self, answer: Tensor, kept: Tensor, whose: Tensor) -> Tensor:
-        """(N, T, V) before each response token; `whose` are the prompts."""
-        # The last token is predicted, never read, so it is left off the input.
-        mask = torch.cat([self.mask[whose], kept[:, :-1]], 1).long()
-        if self.begun is None:
-            ids = torch.cat([self.prompts[whose], answer[:, :-1]], 1)
-            width = answer.shape[-1]
-            logits: Tensor = forward(self.network, ids, mask, _positions(mask), use_cache=False, keep=width).logits
-            return logits
-        first = self.begun.logits[:, -1:][whose]
-        if answer.shape[-1] == 1:
-            return first
-        cache = branch(self.begun.cache)
-        cache.batch_select_indices(whose)
-        position = _positions(mask)[:, self.mask.shape[-1] :]
-        rest = forward(self.network, answer[:, :-1], mask, position, cache=cache, use_cache=True).logits
-        return torch.cat([first, rest], 1)
+def _whole(network: Any, prompt: Tensor, prompt_mask: Tensor, answer: Tensor, kept: Tensor) -> Tensor:
+    """(N, T, V) logits before each response token, of prompts and responses read together."""
+    # The last token is predicted, never read, so it is left off the input.
+    ids = torch.cat([prompt, answer], 1)[:, :-1]
+    mask = torch.cat([prompt_mask, kept], 1)[:, :-1].long()
+    logits: Tensor = forward(network, ids, mask, _positions(mask), use_cache=False, keep=answer.shape[-1]).logits
+    return logits
 
 
-def _begun(network: Any, prompts: Tensor, mask: Tensor, read: Sequence[PromptsRead], count: int) -> _Text:
-    """The prompts, read once for all their responses where the model can go on from a cache."""
-    before = next((one for one in read if one.stands_for(network, prompts, mask)), None)
-    output, spoken = (None, None) if before is None else (before.output, before.spoken)
-    if output is not None and not (torch.is_grad_enabled() and trains(network)):
-        return _Text(network, prompts, mask, output)
-    # A single response to a prompt is as well read together with it. Activation checkpointing turns caches off.
-    if count > 1 and not (base_network(network).training and recomputes(network)):
-        with replayed({} if spoken is None else spoken.prompt):
-            output = forward(network, prompts, mask.long(), _positions(mask.long()), use_cache=True, keep=1)
-        if plain_cache(getattr(output, "cache", None)):
-            return _Text(network, prompts, mask, output, spoken)
-    return _Text(network, prompts, mask, None, spoken)
+def _prompts_read(networks: Sequence[Any], prompts: Tensor, prompt_mask: Tensor) -> list[tuple[Any, Any]] | None:
+    """Each model with its output on the prompts, cache included; `None` where one cannot go on from a cache."""
+    if any(_recomputes(network) for network in networks):
+        return None
+    mask = prompt_mask.long()
+    read = [
+        (network, forward(network, prompts, mask, _positions(mask), use_cache=True, keep=1)) for network in networks
+    ]
+    return read if all(_plain(getattr(out, "cache", None)) for _, out in read) else None
+
+
+def _recomputes(network: Any) -> bool:
+    # Activation checkpointing turns caches off.
+    base = base_network(network)
+    return bool(base.training and getattr(base, "is_activation_checkpointing", False))
+
+
+def _plain(cache: Any) -> bool:
+    """Whether a cache is keys and values only, and so may be copied row by row with its gradients."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def _continued(network: Any, seen: Any, prompt_mask: Tensor, answer: Tensor, kept: Tensor, whose: Tensor) -> Tensor:
+    """(N, T, V) logits before each response token, given what the model made of the prompts; `whose` are their rows."""
+    first = seen.logits[:, -1:][whose]
+    if answer.shape[-1] == 1:
+        return first
+    cache = copy.copy(seen.cache)
+    cache.layers = [copy.copy(layer) for layer in seen.cache.layers]
+    cache.batch_select_indices(whose)
+    mask = torch.cat([prompt_mask[whose], kept[:, :-1]], 1).long()
+    position = _positions(mask)[:, prompt_mask.shape[-1] :]
+    rest = forward(network, answer[:, :-1], mask, position, cache=cache, use_cache=True).logits
+    return torch.cat([first, rest], 1)

@@ -17,8 +17,6 @@ from nlhf_zoo.llm.builtin_engine import BuiltinEngine
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from nlhf_zoo.llm.reuse import PromptsRead
-
 __all__ = [
     "Decoding",
     "PromptBatch",
@@ -91,14 +89,12 @@ class TokenResponses(Responses):
         mask: (B, K, T) bool, True on tokens of the response, its end-of-sequence token included.
         texts: B rows of K texts, without special tokens.
         log_probs: (B, K, T) what the engine that drew them says of each token; see `Rollout`.
-        read: what was computed of them on the way; see `Rollout`.
     """
 
     tokens: Tensor
     mask: Tensor
     texts: tuple[tuple[str, ...], ...]
     log_probs: Tensor | None = None
-    read: tuple[PromptsRead, ...] = ()
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]  # a property serves the attribute
