@@ -54,7 +54,7 @@ class Recorded(StepGraphs):
 
 def fresh(architecture: str = "llama", seed: int = 0, *, dtype: torch.dtype = torch.float64, attention: str = "sdpa"):
     """A network that a test may change."""
-    made = copy.deepcopy(network(architecture, seed)).to(dtype)
+    made = copy.deepcopy(network(architecture, seed)).to(dtype).eval()
     made.set_attn_implementation(attention)
     return made
 
