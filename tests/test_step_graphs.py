@@ -355,6 +355,13 @@ def test_networks_that_a_replay_would_not_serve(kind: str, caplog: pytest.LogCap
     assert reason in said
 
 
+def test_a_model_that_recomputes_activations_in_training_is_captured() -> None:
+    model, graphs = fresh(), Recorded()
+    model.activation_checkpointing_enable()
+    assert same(drawn([alone(model)], graphs), drawn([alone(model)]))
+    assert graphs.replayed > 5
+
+
 def test_a_resident_copy_is_captured() -> None:
     at_rest, graphs = fresh(), Recorded()
     model = HostNetwork(at_rest, fresh(seed=1), resident=True).eval()

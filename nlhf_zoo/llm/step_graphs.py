@@ -160,7 +160,10 @@ def _reason_against(network: Any) -> str | None:
 
 
 def _listened_to(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    # Gradient checkpointing leaves one that wants gradients of the embeddings: nothing where there are none.
+    heard = [hook for hook in hooks if getattr(hook, "__name__", "") != "make_inputs_require_grads"]
+    return bool(heard) or hasattr(module, "_hf_hook")
 
 
 def _signature(network: Any, kind: str) -> Any:
