@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nlhf_zoo import BadInput, solvers
 from nlhf_zoo.cli import main
@@ -108,6 +111,34 @@ def test_same_config_same_weights(folder: Path, tmp_path: Path) -> None:
         train(TrainConfig(**settings(folder, tmp_path / name, steps=3)))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("linear", [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]),
+        ("cosine", [1 / 3, 2 / 3, 1, (2 + 2**0.5) / 4, 1 / 2, (2 - 2**0.5) / 4]),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(
+    schedule: str, shares: list[float], folder: Path, tmp_path: Path
+) -> None:
+    config = settings(folder, tmp_path / "run", steps=6, warmup_steps=2, lr_schedule=schedule, learning_rate=1e-3)
+    with recorded_rates() as rates:
+        train(TrainConfig(**config))
+    assert rates == pytest.approx([1e-3 * share for share in shares])
+
+
+@contextlib.contextmanager
+def recorded_rates() -> Iterator[list[float]]:
+    """The learning rate of each step that AdamW takes."""
+    rates: list[float] = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        yield rates
+    finally:
+        handle.remove()
 
 
 def command(folder: Path, out: Path, **changes: Any) -> list[str]:

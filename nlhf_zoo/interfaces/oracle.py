@@ -63,6 +63,13 @@ class PreferenceOracle(ABC):
     thread; its tensors need a dtype, torch's default being that of the training.
     """
 
+    unfinished_penalty: float = 0.0
+    """Log-odds, >= 0, that a response which a length limit cut off loses against one that ended by itself.
+
+    Language policies apply it to what `probability` answers of their samples, coins being thrown after it; a table
+    has no such responses. At infinity the cut response loses for certain.
+    """
+
     _queries = QueryCount()
     _depth = 0
 

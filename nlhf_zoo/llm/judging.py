@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -26,15 +27,19 @@ class Asked:
         probability: (N,) float64 P(first > second), once it is there.
         arranged: from (N,) answers to a tensor by prompt and response.
         by_coin: whether an answer is the outcome of a coin with that probability.
+        handicap: (N,) float64 log-odds that the first has against it, or `None`.
     """
 
     probability: Future[Tensor]
     arranged: Callable[[Tensor], Tensor]
     by_coin: bool
+    handicap: Tensor | None = None
 
     def answers(self, generator: torch.Generator | None) -> Tensor:
         """Wait for the answers, and throw the coins; what the oracle raised is raised here."""
         answer = self.probability.result()
+        if self.handicap is not None:
+            answer = _handicapped(answer, self.handicap)
         if self.by_coin:
             answer = torch.bernoulli(answer.cpu(), generator=_on_cpu(generator))
         return self.arranged(answer)
@@ -67,6 +72,7 @@ class Judging:
         count = drawn.num_samples
         pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
         rows = [(b, i, j) for b in range(len(prompts)) for i, j in pairs]
+        cut = _cut(drawn)
 
         def arranged(answer: Tensor) -> Tensor:
             shape, device = (len(prompts), count, count), drawn.tokens.device
@@ -81,6 +87,7 @@ class Judging:
             [drawn.texts[b][i] for b, i, _ in rows],
             [drawn.texts[b][j] for b, _, j in rows],
             arranged,
+            self._handicap([(cut[b][i], cut[b][j]) for b, i, j in rows]),
         )
 
     def paired(self, prompts: PromptBatch, drawn: TokenResponses, answers: TokenResponses) -> Asked:
@@ -90,17 +97,31 @@ class Judging:
             [text for row in drawn.texts for text in row],
             [text for row in answers.texts for text in row],
             lambda answer: answer.to(drawn.tokens.device).reshape(len(prompts), -1),
+            self._handicap(zip(chain(*_cut(drawn)), chain(*_cut(answers)), strict=True)),
         )
 
+    def _handicap(self, cut: Iterable[tuple[bool, bool]]) -> Tensor | None:
+        """(N,) log-odds against the first of each pair, of which these were cut off at the length limit."""
+        penalty = self._oracle.unfinished_penalty
+        if not penalty:
+            return None
+        against = {(True, False): penalty, (False, True): -penalty}
+        return torch.tensor([against.get(pair, 0.0) for pair in cut], dtype=torch.float64)
+
     def _ask(
-        self, prompts: list[str], first: list[str], second: list[str], arranged: Callable[[Tensor], Tensor]
+        self,
+        prompts: list[str],
+        first: list[str],
+        second: list[str],
+        arranged: Callable[[Tensor], Tensor],
+        handicap: Tensor | None,
     ) -> Asked:
         if self._thread is None:
             probability: Future[Tensor] = Future()
             probability.set_result(_in_float32(self._oracle, prompts, first, second))
         else:
             probability = self._thread.submit(self._elsewhere, prompts, first, second)
-        return Asked(probability, arranged, self._oracle.answers_by_coin)
+        return Asked(probability, arranged, self._oracle.answers_by_coin, handicap)
 
     def _elsewhere(self, prompts: list[str], first: list[str], second: list[str]) -> Tensor:
         if self._failed:
@@ -116,6 +137,20 @@ class Judging:
         except BaseException:
             self._failed = True
             raise
+
+
+def _cut(drawn: TokenResponses) -> list[list[bool]]:
+    """B rows of K: which responses the length limit ended; none where that is not known."""
+    if drawn.finished is None:
+        return [[False] * drawn.num_samples for _ in drawn.texts]
+    return (~drawn.finished).tolist()
+
+
+def _handicapped(probability: Tensor, log_odds: Tensor) -> Tensor:
+    """(N,) with so much taken from the log-odds; infinity leaves no chance, whatever the judge says."""
+    odds = log_odds.to(probability.device)
+    taken = torch.where(odds.isinf(), (odds < 0).double(), (probability.logit() - odds).sigmoid())
+    return torch.where(odds == 0, probability, taken)  # to the last digit
 
 
 def _in_float32(oracle: PreferenceOracle, prompts: list[str], first: list[str], second: list[str]) -> Tensor:

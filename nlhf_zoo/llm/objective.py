@@ -113,7 +113,9 @@ def engine_mismatch(drawn: TokenResponses, by_token: Tensor) -> dict[str, Tensor
 
 def _seen(drawn: TokenResponses, met: Payoffs) -> dict[str, Tensor]:
     """What tells the state of a training, where it was seen in this batch."""
-    seen = {"preference": met.preference, "decisiveness": met.decided}
+    seen: dict[str, Tensor | None] = {"preference": met.preference, "decisiveness": met.decided}
+    if drawn.finished is not None:
+        seen["unfinished"] = 1 - drawn.finished.float().mean()
     if drawn.num_samples > 1:
         seen |= {"distinct": distinct_pairs(drawn.texts)} | length_correlation(drawn.lengths, met.value)
     return {name: value for name, value in seen.items() if value is not None}

@@ -22,6 +22,7 @@ from nlhf_zoo.llm.tokens import (
     decode,
     encode_prompts,
     encode_responses,
+    ended,
     padding_id,
     stop_tokens,
 )
@@ -238,6 +239,7 @@ def sample_together(
     batch = first.encode(prompts)
     networks = {id(network): network for policy in policies for network, _ in policy.parts}
     modes = [(network, network.training) for network in networks.values()]
+    stop = stop_tokens(first.parts[0][0], first.tokenizer)
     for network, _ in modes:
         network.eval()
     try:
@@ -248,7 +250,7 @@ def sample_together(
                 batch.mask,
                 num_samples=num_samples,
                 max_new_tokens=first.decoding.max_new_tokens,
-                stop=stop_tokens(first.parts[0][0], first.tokenizer),
+                stop=stop,
                 padding=padding_id(first.tokenizer),
                 temperature=first.decoding.temperature,
                 allowed=first._allowed(),
@@ -260,7 +262,13 @@ def sample_together(
         # Autocast keeps the casts that it made without gradients, and would hand them to the training pass.
         torch.clear_autocast_cache()
     return [
-        TokenResponses(one.tokens, one.mask, decode(one.tokens, one.mask, first.tokenizer), one.log_probs)
+        TokenResponses(
+            one.tokens,
+            one.mask,
+            decode(one.tokens, one.mask, first.tokenizer),
+            one.log_probs,
+            ended(one.tokens, one.mask, stop),
+        )
         for one in drawn
     ]
 

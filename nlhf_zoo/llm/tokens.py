@@ -24,6 +24,7 @@ __all__ = [
     "decode",
     "encode_prompts",
     "encode_responses",
+    "ended",
     "join_responses",
     "stop_tokens",
 ]
@@ -89,12 +90,14 @@ class TokenResponses(Responses):
         mask: (B, K, T) bool, True on tokens of the response, its end-of-sequence token included.
         texts: B rows of K texts, without special tokens.
         log_probs: (B, K, T) what the engine that drew them says of each token; see `Rollout`.
+        finished: (B, K) bool, whether an end-of-sequence token ended it and not the length limit; `None`: not known.
     """
 
     tokens: Tensor
     mask: Tensor
     texts: tuple[tuple[str, ...], ...]
     log_probs: Tensor | None = None
+    finished: Tensor | None = None
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]  # a property serves the attribute
@@ -116,12 +119,20 @@ def join_responses(parts: Sequence[TokenResponses], padding: int) -> TokenRespon
         return torch.nn.functional.pad(one, (0, width - one.shape[-1]), value=value)
 
     log_probs = [padded(part.log_probs, 0.0) for part in parts if part.log_probs is not None]
+    finished = [part.finished for part in parts if part.finished is not None]
     return TokenResponses(
         torch.cat([padded(part.tokens, padding) for part in parts]),
         torch.cat([padded(part.mask, False) for part in parts]),
         tuple(row for part in parts for row in part.texts),
         torch.cat(log_probs) if len(log_probs) == len(parts) else None,
+        torch.cat(finished) if len(finished) == len(parts) else None,
     )
+
+
+def ended(tokens: Tensor, mask: Tensor, stop: Sequence[int]) -> Tensor:
+    """(B, K) bool: whether the last token of each response (B, K, T) is one of `stop`."""
+    last = tokens.gather(-1, (mask.sum(-1, keepdim=True) - 1).clamp_min(0)).squeeze(-1)
+    return torch.isin(last, torch.tensor(list(stop), dtype=last.dtype, device=last.device)) & mask.any(-1)
 
 
 def stop_tokens(network: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -78,8 +78,11 @@ class TrainConfig:
         max_prompt_tokens: longer prompts lose their beginning.
         max_new_tokens: longest response.
         temperature: of sampling; it is part of the policy, for log-probabilities too.
+        unfinished_penalty: log-odds that a response loses in every comparison of the training when it was cut at
+            `max_new_tokens`, where the other was not; infinity (.inf) lets it lose for certain.
         learning_rate: of AdamW, after its warm-up.
         warmup_steps: gradient steps over which the learning rate rises from 0.
+        lr_schedule: the learning rate after its warm-up: "constant", or down to 0 at `steps` by "linear" or "cosine".
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 leaves them alone.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
@@ -148,8 +151,10 @@ class TrainConfig:
     max_prompt_tokens: int = attrs.field(default=512, validator=_at_least(1))
     max_new_tokens: int = attrs.field(default=128, validator=_at_least(1))
     temperature: float = attrs.field(default=1.0, converter=float, validator=_at_least(0, strictly=True))
+    unfinished_penalty: float = attrs.field(default=0.0, converter=float, validator=_at_least(0))
     learning_rate: float = attrs.field(default=1e-6, converter=float, validator=_at_least(0, strictly=True))
     warmup_steps: int = attrs.field(default=0, validator=_at_least(0))
+    lr_schedule: str = attrs.field(default="constant", validator=_one_of("constant", "linear", "cosine"))
     weight_decay: float = attrs.field(default=0.0, converter=float, validator=_at_least(0))
     max_grad_norm: float = attrs.field(default=1.0, converter=float, validator=_at_least(0))
     gradient_checkpointing: bool = False

@@ -32,13 +32,22 @@ class Estimate:
 
 @attrs.frozen
 class Answers:
-    """One response to each prompt, with log-probabilities under the policy that gave it."""
+    """One response to each prompt, with log-probabilities under the policy that gave it.
+
+    `finished` says which ended by themselves, and not at the length limit.
+    """
 
     prompts: tuple[PromptText, ...]
     texts: tuple[str, ...]
     log_probs: tuple[float, ...]
     reference_log_probs: tuple[float, ...]
     lengths: tuple[int, ...]
+    finished: tuple[bool, ...] = ()
+
+    @property
+    def unfinished(self) -> float:
+        """Share that the length limit cut off."""
+        return 1 - sum(self.finished) / len(self.finished)
 
     @property
     def distinct(self) -> float:
@@ -74,12 +83,14 @@ def answer(
         rows = tuple(prompts[start : start + batch_size])
         batch = encoded_prompts(rows, policy)
         drawn = policy.sample(batch, 1, seeded(policy.device, seed, start))
+        assert drawn.finished is not None  # of what was sampled it is known
         mine[start] = Answers(
             rows,
             tuple(row[0] for row in drawn.texts),
             tuple(policy.log_prob(batch, drawn).flatten().double().tolist()),
             tuple(reference.log_prob(batch, drawn).flatten().double().tolist()),
             tuple(drawn.lengths.flatten().tolist()),
+            tuple(drawn.finished.flatten().tolist()),
         )
     found = {start: answers for share in everyone(mine) for start, answers in share.items()}
     in_order = [attrs.astuple(found[start], recurse=False) for start in starts]
@@ -166,6 +177,8 @@ def report(
         "kl_to_reference_k3": small_distance(mine),
         "length": sum(mine.lengths) / len(mine.lengths),
         "reference_length": sum(theirs.lengths) / len(theirs.lengths),
+        "unfinished": mine.unfinished,
+        "reference_unfinished": theirs.unfinished,
         "entropy": mine.entropy,
         "distinct": mine.distinct,
         "distinct_bigrams": mine.distinct_bigrams,

@@ -100,6 +100,7 @@ def _quality(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("KL to the reference, nats an answer", f"{far['mean']:.3g}{interval}"),
         ("length, tokens", f"{result['length']:.1f} (reference {result['reference_length']:.1f})"),
+        ("cut off by the limit", f"{result['unfinished']:.0%} (reference {result['reference_unfinished']:.0%})"),
         ("entropy, nats a token", f"{result['entropy']:.3g}"),
         ("distinct answers", f"{result['distinct']:.0%}"),
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -224,8 +225,8 @@ class NashTraining(LightningModule):
         config = self.config
         parameters = [p for p in self.pool.student.parameters() if p.requires_grad]
         optimizer: Optimizer = AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        warmup = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (config.warmup_steps + 1)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        schedule = LambdaLR(optimizer, functools.partial(_share_of_rate, config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["nlhf_zoo"] = {
@@ -291,6 +292,20 @@ class NashTraining(LightningModule):
             for name, value in list(vars(module).items()):
                 if "drop" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
+
+
+def _share_of_rate(config: TrainConfig, step: int) -> float:
+    """The share of the learning rate in step 0, 1, ...: all in the first after the warm-up, none behind the last."""
+    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    done = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return warm * _DECAYS[config.lr_schedule](min(done, 1.0))
+
+
+_DECAYS: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: (1.0 + math.cos(math.pi * done)) / 2,
+}
 
 
 def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:

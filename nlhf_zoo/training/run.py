@@ -232,6 +232,7 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
         logger.warning(
             "batch_size %d exceeds the %d training prompts: batches repeat them", config.batch_size, len(prompts)
         )
+    oracles["training"].unfinished_penalty = config.unfinished_penalty
     game = Game(oracles["training"], pool.policy(pool.reference), config.beta)
     module = NashTraining(pool, solver, game, config)
     watcher = Watcher(config.out, config.steps)
