@@ -652,3 +652,21 @@ def test_train_config_comes_back_equal_and_flags_override_it() -> None:
     changed = read(TRAIN, ["--no-chat", "--out", "other", "--config", "config.yaml"])
     assert changed is not None
     assert (changed.options.chat, changed.options.out, changed.options.beta) == (False, Path("other"), 1e-5)
+
+
+def test_options_go_with_the_solver_or_judge_that_they_belong_to() -> None:
+    Path("config.yaml").write_text(
+        "{model: lm, prompts: p, out: run, solver: nash_mp, solver_options: {kappa: 0.1}, oracle: callable,"
+        " oracle_options: {function: 'm:f'}}"
+    )
+    same = read(TRAIN, ["--config", "config.yaml", "--solver", "nash_mp", "--set", "eta=0.2"])
+    other = read(TRAIN, ["--config", "config.yaml", "--solver", "online_dpo", "--oracle-set", "symmetrise=false"])
+    judged = read(TRAIN, ["--config", "config.yaml", "--oracle", "openai", "--oracle-set", "model=m"])
+    assert same is not None
+    assert other is not None
+    assert judged is not None
+    assert same.options.solver_options == {"kappa": 0.1, "eta": 0.2}
+    assert other.options.solver_options == {}
+    assert other.options.oracle_options == {"function": "m:f", "symmetrise": False}
+    assert judged.options.oracle_options == {"model": "m"}
+    assert judged.options.solver_options == {"kappa": 0.1}

@@ -325,6 +325,9 @@ def _finite(called: str, value: Any) -> None:
 
 
 def _lay_over(values: dict[str, Any], upper: Mapping[str, Any]) -> None:
+    """Options of the same solver, judge, ... add up; those of one that is replaced by another go with it."""
+    for name in [name for name in upper if name in values and values[name] != upper[name]]:
+        values.pop(f"{name}_options", None)
     for key, value in upper.items():
         if isinstance(value, Mapping):
             values[key] = {**values.get(key, {}), **value}
