@@ -65,6 +65,9 @@ def _rows(result: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
         elif key == "warnings":
             if value:
                 yield name, ", ".join(f"{warned['signature']} (step {warned['step']})" for warned in value)
+        elif key == "changes":
+            if value:
+                yield name, ", ".join(f"{one['setting']} {one['now']} (step {one['step']})" for one in value)
         elif isinstance(value, Mapping):
             yield from _rows(value, f"{name}, ")
         elif value not in (None, [], ""):

@@ -101,7 +101,8 @@ def _callable(*, function: str, symmetrise: bool | str = True) -> PreferenceOrac
 
 @traits(
     keeps_verdicts=True,
-    free=frozenset({"key_env", "concurrency", "timeout", "retries", "backoff", "unparsable", "cache"})
+    # A server of one's own has another address after each requeue; its verdicts are filed under the address.
+    free=frozenset({"base_url", "key_env", "concurrency", "timeout", "retries", "backoff", "unparsable", "cache"})
     | frozenset({"max_calls", "max_money", "price_in", "price_out"}),
 )
 def _openai(

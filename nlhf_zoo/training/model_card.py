@@ -43,6 +43,7 @@ def model_card(config: TrainConfig, result: Mapping[str, Any]) -> str:
         _table("Win rate against the reference", _win_rates(config, result)),
         _table("Distance and diversity", _quality(result)),
         *_warnings(result),
+        *_changes(result),
         _command(config),
         _table("Libraries", [(name, version(name)) for name in _LIBRARIES]),
     ]
@@ -111,6 +112,15 @@ def _warnings(result: Mapping[str, Any]) -> list[str]:
         return []
     rows = [(f"{warned['signature']}, step {warned['step']}", warned["seen"]) for warned in result["warnings"]]
     return [_table("Warnings while it was trained", rows)]
+
+
+def _changes(result: Mapping[str, Any]) -> list[str]:
+    if not result["changes"]:
+        return []
+    rows = [
+        (f"{one['setting']}, step {one['step']}", f"from {one['was']} to {one['now']}") for one in result["changes"]
+    ]
+    return [_table("Changed at a resumption", rows)]
 
 
 def _command(config: TrainConfig) -> str:

@@ -267,6 +267,17 @@ class NashTraining(LightningModule):
                 count.update(dict.fromkeys(count, steps * self.config.accumulate))
         # With all batches counted as ended, what is logged next has the number that this says.
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+        self._as_configured(checkpoint)
+
+    def _as_configured(self, checkpoint: dict[str, Any]) -> None:
+        """The optimizer's settings are the configuration's, also where those of the run before the resume differ."""
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        (schedule,) = checkpoint["lr_schedulers"]
+        now = rate * _share_of_rate(self.config, schedule["last_epoch"])
+        schedule.update(base_lrs=[rate] * len(schedule["base_lrs"]), _last_lr=[now] * len(schedule["base_lrs"]))
+        for optimizer in checkpoint["optimizer_states"]:
+            for group in optimizer["param_groups"]:
+                group.update(lr=now, initial_lr=rate, weight_decay=decay)
 
     @property
     def _batches_a_step(self) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 
 import attrs
 import torch
-import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 
@@ -25,12 +24,12 @@ from nlhf_zoo.llm.loading import load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.budget import Budget
-from nlhf_zoo.training.checkpoints import WholeCheckpoints, newest_checkpoint, step_of
+from nlhf_zoo.training.checkpoints import WholeCheckpoints, step_of
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.context import check_context
 from nlhf_zoo.training.export import save_policy
-from nlhf_zoo.training.judges import JudgeWatch, build_judges, comparable
-from nlhf_zoo.training.local_files import digests, rooted
+from nlhf_zoo.training.judges import JudgeWatch, build_judges
+from nlhf_zoo.training.local_files import rooted
 from nlhf_zoo.training.loggers import make_logger
 from nlhf_zoo.training.memory import load_pool
 from nlhf_zoo.training.model_card import model_card
@@ -39,6 +38,7 @@ from nlhf_zoo.training.networks import models_held
 from nlhf_zoo.training.processes import first_process
 from nlhf_zoo.training.progress import ProgressBar
 from nlhf_zoo.training.quiet import quiet_lightning
+from nlhf_zoo.training.resuming import begin, read_changes, resumable
 from nlhf_zoo.training.stopping import SignalStop
 from nlhf_zoo.training.strategies import strategy_of
 from nlhf_zoo.training.stream import PromptData, PromptText
@@ -51,7 +51,7 @@ __all__ = ["prompts_of", "train"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
-_LOCK, _INPUTS = ".lock", "inputs.json"
+_LOCK = ".lock"
 
 
 @attrs.frozen
@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         Diverged: the run was stopped; result.json says at which step, why, and where the last good checkpoint is.
     """
     given, config = config, _rooted(config)
-    checkpoint = _checkpoint(config)
+    checkpoint = resumable(config, _LOCK)
     run = _prepare(config, checkpoint)
     with _alone_in(config.out):
         return _trained(run, given, checkpoint)
@@ -109,9 +109,7 @@ def _trained(run: Run, given: TrainConfig, checkpoint: str | None) -> dict[str, 
     if first_process():
         for folder in (out, out / "checkpoints"):
             sweep(folder)
-        saved = yaml.safe_dump(plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True)
-        write_text(out / "config.yaml", saved)
-        write_text(out / _INPUTS, json.dumps(_inputs(config), indent=2) + "\n")
+        begin(config, checkpoint)
     module, trainer = run.module, run.trainer
     data = PromptData(run.prompts, config.batch_size, config.seed)
     held = models_held(run.solver, module.game, config.inner_steps)
@@ -150,62 +148,6 @@ def _rooted(config: TrainConfig) -> TrainConfig:
     """The same, with paths that hold from any folder: a run is resumed from where one happens to stand."""
     settings = attrs.asdict(config, recurse=False)
     return TrainConfig(**{**rooted(settings), "out": config.out.absolute()})
-
-
-def _checkpoint(config: TrainConfig) -> str | None:
-    """The newest checkpoint to resume from; also says whether the folder may be used at all."""
-    if first_process():  # the others come when it has begun to write
-        if config.out.exists() and not config.out.is_dir():
-            raise BadInput(f"out: {config.out} is a file; give a folder")
-        used = config.out.exists() and any(path.name != _LOCK for path in config.out.iterdir())
-        if used and not config.resume:
-            raise BadInput(f"out: {config.out} is not empty; give a new folder, or resume to go on with the run in it")
-        if used:
-            _same_run(config)
-    if not config.resume:
-        return None
-    found = newest_checkpoint(config.out)
-    return None if found is None else str(found)
-
-
-# What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
-_FREE = {
-    *("out", "resume", "estimate", "steps", "queries", "tokens", "progress", "checkpoint_every", "keep_checkpoints"),
-    *("log_every", "logger", "logger_options", "show_samples", "show_audit", "labelled_pairs"),
-    *("eval_every", "eval_batch_size", "eval_oracle", "eval_oracle_options"),
-    # Devices x nodes x accumulate must stay; the checkpoint knows how many processes there were.
-    *("accelerator", "devices", "nodes", "strategy", "accumulate", "gradient_checkpointing", "trust_remote_code"),
-}
-
-
-def _same_run(config: TrainConfig) -> None:
-    """Refuse to go on with another run's checkpoint."""
-    saved = config.out / "config.yaml"
-    if not saved.is_file():
-        raise BadInput(f"out: {config.out} holds no run to resume (it has no config.yaml); give its folder")
-    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    now = comparable(plain(attrs.asdict(config)))
-    before = comparable(before) if isinstance(before, dict) else {}
-    for name, value in now.items():
-        if name not in _FREE and before.get(name, value) != value:
-            raise BadInput(
-                f"resume: {name} was {before[name]!r} in the run in {config.out}, and is {value!r} now;"
-                " resume with the same, or give a new folder"
-            )
-    inputs = config.out / _INPUTS
-    begun = json.loads(inputs.read_text(encoding="utf-8")) if inputs.is_file() else {}
-    for name, value in _inputs(config).items():
-        if begun.get(name, value) != value:
-            raise BadInput(
-                f"resume: the files of {name} ({getattr(config, name)}) have changed since the run in {config.out}"
-                " began; put them back, or give a new folder"
-            )
-
-
-def _inputs(config: TrainConfig) -> dict[str, str]:
-    """Digests of the local files that a resumed run must find as they were."""
-    settings = attrs.asdict(config, recurse=False)
-    return digests({name: value for name, value in settings.items() if name not in _FREE})
 
 
 def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
@@ -336,6 +278,7 @@ def _finish(run: Run, given: TrainConfig, module: NashTraining, result: Mapping[
             "judges": {role: dict(oracle.measured) for role, oracle in run.evaluator.oracles.items()},
             "audit": json.loads(audited.read_text()) if audited.exists() else None,
             "warnings": _warned(out),
+            "changes": read_changes(out),
             **saved,
         }
     )

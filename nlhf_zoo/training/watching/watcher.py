@@ -107,7 +107,9 @@ class Watcher(Callback):
             return
         warned = Warned(step, signature, seen, REMEDIES[signature])
         logger.warning("step %d: %s: %s; %s", step, signature, seen, warned.remedy)
-        self._write([*read_warnings(self.path), warned])
+        # A session that repeats a step, or the last evaluation, sees it again.
+        others = [one for one in read_warnings(self.path) if (one.step, one.signature) != (step, signature)]
+        self._write([*others, warned])
 
     def _judge(self, step: int) -> None:
         for signature, rule in RULES.items():
