@@ -61,7 +61,8 @@ class TrainConfig:
         prompts: file (jsonl, json, csv, parquet, txt), folder, or hub id of a data set of prompts.
         prompt_column: column that holds the prompt, a text or a list of chat messages.
         prompt_split: split of a data set.
-        eval_prompts: prompts of the evaluation; unless given, `eval_size` of `prompts` are held out.
+        eval_prompts: prompts of the evaluation; unless given, `eval_size` different ones of `prompts`, at most half,
+            are held out with all their repetitions.
         chat: wrap plain prompts as a user's message in the tokenizer's chat template.
         steps: gradient steps.
         engine: registered name of what generates responses: "builtin", "vllm", ...

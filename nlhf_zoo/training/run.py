@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 
 from nlhf_zoo.atomic import alone, sweep, write_text
 from nlhf_zoo.data.pairs import read_labelled_pairs
-from nlhf_zoo.data.prompts import Prompt, read_prompts, render_prompts, transcript
 from nlhf_zoo.drive import configure
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Solver
@@ -26,7 +25,7 @@ from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.budget import Budget
 from nlhf_zoo.training.checkpoints import WholeCheckpoints, step_of
 from nlhf_zoo.training.config import TrainConfig
-from nlhf_zoo.training.context import check_context
+from nlhf_zoo.training.context import check_context, remark
 from nlhf_zoo.training.export import save_policy
 from nlhf_zoo.training.judges import JudgeWatch, build_judges
 from nlhf_zoo.training.local_files import rooted
@@ -37,6 +36,7 @@ from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.networks import models_held
 from nlhf_zoo.training.processes import first_process
 from nlhf_zoo.training.progress import ProgressBar
+from nlhf_zoo.training.prompt_sets import prompts_of
 from nlhf_zoo.training.quiet import quiet_lightning
 from nlhf_zoo.training.resuming import begin, read_changes, resumable
 from nlhf_zoo.training.stopping import SignalStop
@@ -47,7 +47,7 @@ from nlhf_zoo.training.watching.divergence import Diverged, DivergenceGuard, Sou
 from nlhf_zoo.training.watching.evaluating import Evaluator
 from nlhf_zoo.training.watching.watcher import Watcher, read_warnings
 
-__all__ = ["prompts_of", "train"]
+__all__ = ["train"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
@@ -170,10 +170,8 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature, engine=engine)
     pool = load_pool(config, tokenizer, decoding)
     check_context((*prompts, *held_out), pool.reference.config, tokenizer, decoding)
-    if config.batch_size > len(prompts):
-        logger.warning(
-            "batch_size %d exceeds the %d training prompts: batches repeat them", config.batch_size, len(prompts)
-        )
+    if first_process():
+        remark(config, prompts, held_out, tokenizer, pool.policy().parts[0][0])
     oracles["training"].unfinished_penalty = config.unfinished_penalty
     game = Game(oracles["training"], pool.policy(pool.reference), config.beta)
     module = NashTraining(pool, solver, game, config)
@@ -183,17 +181,6 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     watching = [guard, watcher, stop, evaluator, JudgeWatch(config, game.oracle)]
     trainer.callbacks[:0] = watching  # type: ignore[attr-defined]  # a plain list
     return Run(config, solver, prompts, module, trainer, evaluator, stop)
-
-
-def prompts_of(config: TrainConfig, tokenizer: Any) -> tuple[tuple[PromptText, ...], tuple[PromptText, ...]]:
-    """The prompts trained on, and the held-out ones of the evaluation."""
-    prompts = read_prompts(config.prompts, column=config.prompt_column, split=config.prompt_split)
-    if config.eval_prompts is None:
-        split_seed = config.seed if config.split_seed is None else config.split_seed
-        prompts, held_out = _split(prompts, config.eval_size, split_seed)
-    else:
-        held_out = read_prompts(config.eval_prompts, column=config.prompt_column, split=config.prompt_split)
-    return _texts(prompts, tokenizer, config), _texts(held_out, tokenizer, config)
 
 
 def _stay_on(device: torch.device) -> None:
@@ -209,22 +196,6 @@ def _engine(name: str, options: Mapping[str, Any]) -> Any:
     except TypeError as error:
         reason = str(error).rpartition("() ")[2]
         raise BadInput(f"engine {name} {reason}; see nlhf-zoo list") from None
-
-
-def _split(prompts: Sequence[Prompt], size: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    if len(prompts) < 2:
-        raise BadInput("one prompt alone cannot be split into training and held-out prompts; give --eval-prompts")
-    size = min(size, len(prompts) // 2)
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [prompts[i] for i in order[size:]], [prompts[i] for i in order[:size]]
-
-
-def _texts(prompts: Sequence[Prompt], tokenizer: Any, config: TrainConfig) -> tuple[PromptText, ...]:
-    rendered = render_prompts(prompts, tokenizer, chat=config.chat)
-    return tuple(
-        PromptText(text, transcript(prompt), config.chat or not isinstance(prompt, str))
-        for text, prompt in zip(rendered, prompts, strict=True)
-    )
 
 
 def _trainer(config: TrainConfig, checkpoint: str | None, checkpoints: SoundCheckpoints) -> Trainer:

@@ -18,7 +18,7 @@ from nlhf_zoo.llm.tokens import Decoding
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.evaluation import Answers, answer, verdicts, win_rate
 from nlhf_zoo.training.judges import build_judges
-from nlhf_zoo.training.run import prompts_of
+from nlhf_zoo.training.prompt_sets import prompts_of
 from nlhf_zoo.training.stream import PromptText
 
 __all__ = ["REFERENCE", "play_tournament"]
