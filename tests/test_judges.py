@@ -237,6 +237,16 @@ def test_loading_what_is_no_judge_is_refused(tmp_path):
         RewardModelOracle.load(tmp_path / "lm", dtype="float31")
 
 
+def test_a_device_that_is_not_there_and_a_misspelt_folder_are_one_line(tmp_path, monkeypatch):
+    PAIRWISE.save(tmp_path / "models" / "judge")
+    with pytest.raises(BadInput, match="oracle option device: 'xpu:7' cannot be used here"):
+        PairwiseModelOracle.load(tmp_path / "models" / "judge", device="xpu:7")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # what is nearly a folder's name is an id of the hub too
+    with pytest.raises(BadInput, match=r"cannot load a judge from 'models/judg'.*did you mean 'models/judge'"):
+        PairwiseModelOracle.load("models/judg")
+
+
 # --- functions as judges
 
 

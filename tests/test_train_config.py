@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 import yaml
+from transformers import LlamaConfig
 
 from nlhf_zoo import BadInput
 from nlhf_zoo.cli.config_files import read_config, recipes
@@ -17,9 +18,10 @@ from nlhf_zoo.cli.main import main
 from nlhf_zoo.cli.train import VERB as TRAIN
 from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
 from nlhf_zoo.llm.places import require_place
-from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
+from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama, train_bpe_tokenizer
 from nlhf_zoo.oracles.reward_model import RewardModelOracle
 from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.context import check_vocabulary
 from nlhf_zoo.training.model_card import model_card
 from nlhf_zoo.training.run import train
 
@@ -129,6 +131,67 @@ def test_a_wrong_logger_option_is_one_line(tmp_path: Path) -> None:
     config = TrainConfig(model="m", prompts="p", oracle="o", out=tmp_path, logger="csv", logger_options={"colour": 1})
     with pytest.raises(BadInput, match=r"logger_options: csv .*colour"):
         make_logger(config, None)
+
+
+def test_a_wrong_option_of_the_tensorboard_writer_is_told_before_training(tmp_path: Path) -> None:
+    from nlhf_zoo.training.loggers import make_logger
+
+    config = TrainConfig(model="m", prompts="p", oracle="o", out=tmp_path, logger_options={"colour": 1})
+    with pytest.raises(BadInput, match=r"logger_options: tensorboard .*colour"):
+        make_logger(config, None)
+    assert make_logger(attrs.evolve(config, logger_options={"flush_secs": 5, "name": "mine"}), None)
+
+
+# --- values from Python
+
+
+def test_paths_and_layers_may_be_given_as_they_are_in_python() -> None:
+    config = TrainConfig(model=Path("m"), prompts=Path("p"), oracle="o", out="run", lora_targets="q_proj, v_proj")
+    assert (config.model, config.prompts, config.lora_targets) == ("m", "p", ("q_proj", "v_proj"))
+    asked = read(
+        TRAIN, ["--model", "m", "--prompts", "p", "--oracle", "o", "--out", "run", "--lora-targets", "q_proj,v_proj"]
+    )
+    assert asked is not None
+    assert asked.options.lora_targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("steps", "4", "a whole number"),
+        ("steps", 4.0, "a whole number"),
+        ("seed", True, "a whole number"),
+        ("model", None, "a text"),
+        ("reference", 3, "a text"),
+        ("devices", 1.5, "a whole number or a text"),
+        ("chat", 1, "true or false"),
+        ("oracle_options", ["f"], "a mapping"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_python_too(name: str, value: object, words: str) -> None:
+    given: dict[str, object] = {"model": "m", "prompts": "p", "oracle": "o", "out": "run", name: value}
+    with pytest.raises(BadInput, match=f"{name} must be {words}"):
+        TrainConfig(**given)  # type: ignore[arg-type]  # that is the point
+
+
+# --- models that do not belong together
+
+
+def vocabulary(size: int) -> LlamaConfig:
+    return LlamaConfig(vocab_size=size)
+
+
+def test_models_and_tokenizers_that_do_not_belong_together_are_told() -> None:
+    tokenizer = byte_tokenizer()
+    check_vocabulary(vocabulary(259), vocabulary(259), tokenizer, byte_tokenizer())
+    check_vocabulary(vocabulary(320), vocabulary(320), tokenizer)  # rows that only fill up are usual
+    with pytest.raises(BadInput, match="tokenizer: it has 259 tokens, the model 200"):
+        check_vocabulary(vocabulary(200), vocabulary(200), tokenizer)
+    with pytest.raises(BadInput, match="reference: it has 300 tokens, the model 259"):
+        check_vocabulary(vocabulary(259), vocabulary(300), tokenizer)
+    other = train_bpe_tokenizer(["other words, otherwise"], 300)
+    with pytest.raises(BadInput, match=r"reference: it numbers \d+ tokens otherwise"):
+        check_vocabulary(vocabulary(300), vocabulary(300), other, train_bpe_tokenizer(["words of its own"], 300))
 
 
 # --- what is written for readers

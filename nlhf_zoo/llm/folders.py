@@ -10,8 +10,9 @@ from typing import Any
 
 from nlhf_zoo.atomic import UNFINISHED
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.llm.places import similar_folders
 
-__all__ = ["load_classifier", "own_device", "save_folder"]
+__all__ = ["load_classifier", "moved", "own_device", "save_folder"]
 
 
 def save_folder(path: str | os.PathLike[str], model: Any, tokenizer: Any, texts: Mapping[str, str]) -> Path:
@@ -71,15 +72,28 @@ def load_classifier(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"cannot load a judge from {str(path)!r}: {reason}") from error
+        hint = "" if Path(path).exists() else similar_folders(str(path))
+        raise BadInput(f"cannot load a judge from {str(path)!r}: {reason}{hint}") from error
     if found["missing_keys"]:
         missing = ", ".join(sorted(found["missing_keys"])[:3])
         raise BadInput(f"{str(path)!r} is not a trained sequence classifier: it has no weights for {missing}")
     if model.config.num_labels != 1:
         raise BadInput(f"{str(path)!r} has {model.config.num_labels} outputs, a judge has one; use another model")
-    if device == "auto":
-        device = own_device()
-    return model.to(device).eval(), tokenizer
+    return moved(model, device).eval(), tokenizer
+
+
+def moved(model: Any, device: Any) -> Any:
+    """The judge's model on a device; "auto" is this process's current accelerator where there is one.
+
+    Raises:
+        BadInput: there is no such device here.
+    """
+    try:
+        return model.to(own_device() if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:  # a build of torch without the device asserts that it has it
+        if "out of memory" in str(error):
+            raise
+        raise BadInput(f"oracle option device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
 
 
 def own_device() -> Any:

@@ -21,18 +21,21 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load_causal_lm(
-    model: str, *, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False
+    model: str, *, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False, what: str = "model"
 ) -> PreTrainedModel:
     """A causal language model; weights in pickle format are refused.
 
     A folder with a peft adapter is its base model (found through adapter_config.json) with the adapter merged in.
+
+    Args:
+        what: what it is called in messages.
 
     Raises:
         BadInput: it cannot be loaded; the message says why.
     """
     if Path(model, ADAPTER_CONFIG).is_file():
         return _with_adapter(model, dtype, trust_remote_code)
-    return _whole(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    return _whole(model, what, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def load_in_4bit(model: str, *, device: str, compute: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -62,6 +65,7 @@ def load_in_4bit(model: str, *, device: str, compute: torch.dtype, trust_remote_
     )
     return _whole(
         model,
+        "model",
         dtype=compute,
         trust_remote_code=trust_remote_code,
         quantization_config=nf4,
@@ -69,10 +73,10 @@ def load_in_4bit(model: str, *, device: str, compute: torch.dtype, trust_remote_
     )
 
 
-def _whole(model: str, **options: Any) -> PreTrainedModel:
+def _whole(model: str, what: str, **options: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    return _load("model", model, lambda: AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, **options))
+    return _load(what, model, lambda: AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, **options))
 
 
 def _with_adapter(folder: str, dtype: torch.dtype | str, trust_remote_code: bool) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.llm.folders import moved
 from nlhf_zoo.llm.forward import forward
 from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
 from nlhf_zoo.oracles.judge_prompt import FIELDS, JudgePrompt, read_judge_prompt
@@ -90,11 +91,8 @@ class GenerativeModelOracle(OrderedJudge):
         prompt = read_judge_prompt(template)
         tokenizer = load_tokenizer(path, trust_remote_code)
         model = load_causal_lm(path, dtype=dtype, trust_remote_code=trust_remote_code)
-        if device == "auto":
-            found = torch.accelerator.current_accelerator(check_available=True)
-            device = "cpu" if found is None else str(found)
         return cls(
-            model.to(device).eval(),  # type: ignore[arg-type]  # transformers wraps Module.to
+            moved(model, device).eval(),
             tokenizer,
             prompt=prompt,
             max_length=max_length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,42 @@ def _below(most: int) -> Any:
     return check
 
 
-def _names(given: str | Sequence[str]) -> Sequence[str]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _names(given: str | Sequence[str] | None) -> Sequence[str]:
+    return tuple(given.replace(",", " ").split()) if isinstance(given, str) else tuple(given or ())
+
+
+def _place(given: Any) -> Any:
+    """A path as text, which a YAML file can hold."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
+def _typed(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """Each field of a plain type checked for it, as the command line and YAML do by their own means."""
+    return [field.evolve(validator=_checked(str(field.type), field.validator)) for field in fields]
+
+
+_KINDS: Mapping[str, tuple[type, str]] = {
+    "int": (int, "a whole number"),
+    "str": (str, "a text"),
+    "bool": (bool, "true or false"),
+    "Mapping[str, Any]": (Mapping, "a mapping of names to values"),
+}
+
+
+def _checked(hint: str, further: Any) -> Any:
+    parts = hint.split(" | ")
+    if not {*parts} <= {*_KINDS, "None"}:
+        return further
+    kinds = [_KINDS[part] for part in parts if part in _KINDS]
+
+    def check(config: Any, field: Any, value: Any) -> None:
+        fits = isinstance(value, tuple(kind for kind, _ in kinds)) and (hint == "bool" or not isinstance(value, bool))
+        if not fits and not (value is None and "None" in parts):
+            raise BadInput(f"{field.name} must be {' or '.join(words for _, words in kinds)}, got {value!r}")
+        if further is not None:
+            further(config, field, value)
+
+    return check
 
 
 def _one_of(*allowed: str | None) -> Any:
@@ -42,7 +77,7 @@ def _one_of(*allowed: str | None) -> Any:
     return check
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=_typed)
 class TrainConfig:
     """One run of `nlhf-zoo train`.
 
@@ -90,8 +125,8 @@ class TrainConfig:
         lora_rank: train LoRA adapters of this rank on the frozen model, which is the reference too; all that a solver
             remembers is then an adapter. 0 trains every weight.
         lora_alpha: an adapter counts lora_alpha / lora_rank times.
-        lora_targets: last parts of the names of layers that get adapters ("q_proj", ...); all linear ones but the
-            head, unless given.
+        lora_targets: last parts of the names of layers that get adapters, a list or "q_proj, v_proj"; all linear ones
+            but the head, unless given.
         load_in_4bit: the frozen model in 4 bit (QLoRA); needs lora_rank, bitsandbytes, and for speed a GPU.
         frozen_dtype: "bfloat16" holds in it what is not trained, the reference and the copies a solver remembers
             (with lora_rank, the model under the adapters); averages still add up in float32, in the host's memory.
@@ -122,22 +157,22 @@ class TrainConfig:
         trust_remote_code: run code that comes with a model from the hub; off unless asked.
     """
 
-    model: str
-    prompts: str
+    model: str = attrs.field(converter=_place)
+    prompts: str = attrs.field(converter=_place)
     oracle: str
     out: Path = attrs.field(converter=Path)
     solver: str = "nash_mp"
     solver_options: Mapping[str, Any] = attrs.field(factory=dict)
     beta: float = attrs.field(default=1e-4, converter=float, validator=_at_least(0))
-    reference: str | None = None
-    tokenizer: str | None = None
+    reference: str | None = attrs.field(default=None, converter=_place)
+    tokenizer: str | None = attrs.field(default=None, converter=_place)
     oracle_options: Mapping[str, Any] = attrs.field(factory=dict)
     eval_oracle: str | None = None
     eval_oracle_options: Mapping[str, Any] = attrs.field(factory=dict)
-    labelled_pairs: str | None = None
+    labelled_pairs: str | None = attrs.field(default=None, converter=_place)
     prompt_column: str = "prompt"
     prompt_split: str = "train"
-    eval_prompts: str | None = None
+    eval_prompts: str | None = attrs.field(default=None, converter=_place)
     chat: bool = False
     engine: str = "builtin"
     engine_options: Mapping[str, Any] = attrs.field(factory=dict)
@@ -161,7 +196,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     lora_rank: int = attrs.field(default=0, validator=_at_least(0))
     lora_alpha: float = attrs.field(default=32.0, converter=float, validator=_at_least(0, strictly=True))
-    lora_targets: Sequence[str] = attrs.field(default=(), converter=_names)
+    lora_targets: Sequence[str] | str = attrs.field(default=(), converter=_names)
     load_in_4bit: bool = False
     frozen_dtype: str | None = attrs.field(default=None, validator=_one_of(None, "bfloat16"))
     frozen_device: str | None = attrs.field(default=None, validator=_one_of(None, "cpu"))

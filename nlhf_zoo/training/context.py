@@ -1,4 +1,4 @@
-"""Whether prompts and answers fit into what the model can read, and what of them is not as one might think."""
+"""Whether tokens, prompts and answers fit the models of a run, and what of them is not as one might think."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nlhf_zoo.llm.tokens import Decoding, encode_prompts, stop_tokens
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.stream import PromptText
 
-__all__ = ["check_context", "remark"]
+__all__ = ["check_context", "check_vocabulary", "remark"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
@@ -44,6 +44,33 @@ def check_context(prompts: Sequence[PromptText], model_config: Any, tokenizer: A
             f"the model reads {positions} tokens, fewer than the longest prompt, {longest}, and max_new_tokens,"
             f" {decoding.max_new_tokens}, together; lower max_prompt_tokens or max_new_tokens"
         )
+
+
+def check_vocabulary(model_config: Any, reference_config: Any, tokenizer: Any, reference_tokenizer: Any = None) -> None:
+    """Pass where model and reference know the tokenizer's tokens, by the same numbers.
+
+    Otherwise an embedding is read beyond its end, or the reference scores another text than the policy wrote.
+
+    Args:
+        model_config, reference_config: transformers' own.
+        tokenizer: the policy's.
+        reference_tokenizer: the reference's own, where it is another model.
+
+    Raises:
+        BadInput: it does not hold.
+    """
+    size, other = (config.get_text_config().vocab_size for config in (model_config, reference_config))
+    special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    most = max(tokenizer.vocab_size, *(number + 1 for number in special if number is not None))
+    if most > size:
+        raise BadInput(f"tokenizer: it has {most} tokens, the model {size}; give the one that belongs to the model")
+    if other != size:
+        raise BadInput(f"reference: it has {other} tokens, the model {size}; give one with the model's vocabulary")
+    if reference_tokenizer is not None:
+        theirs = reference_tokenizer.get_vocab()
+        differ = sum(theirs.get(token, number) != number for token, number in tokenizer.get_vocab().items())
+        if differ:
+            raise BadInput(f"reference: it numbers {differ} tokens otherwise; give one with the model's vocabulary")
 
 
 def remark(

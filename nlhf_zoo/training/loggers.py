@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,12 @@ def make_logger(config: TrainConfig, resumed_at: int | None) -> Logger | bool:
 
 
 def _tensorboard(out: Path, session: str, **options: Any) -> Logger:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # What the logger does not know it keeps for the writer, which is made when the training has begun.
+    known = {name for one in (TensorBoardLogger, SummaryWriter) for name in inspect.signature(one).parameters}
+    for name in options.keys() - (known - {"kwargs", "log_dir"}):
+        raise TypeError(f"TensorBoardLogger() has no option {name!r}")
     given = {"save_dir": out, "name": "logs", "version": session, "default_hp_metric": False}
     return TensorBoardLogger(**{**given, **options})
 

@@ -38,7 +38,7 @@ def load_pool(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, decoding:
         pool = adapter_pool(base, config, tokenizer, decoding)
     else:
         base = load(config.model, dtype=torch.float32)
-        reference = load(config.reference or config.model, dtype=frozen)
+        reference = load(config.reference or config.model, dtype=frozen, what="reference")
         pool = whole_pool(base, reference, config, tokenizer, decoding)
     if config.gradient_checkpointing:
         base.activation_checkpointing_enable()

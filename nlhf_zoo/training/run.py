@@ -25,7 +25,7 @@ from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.budget import Budget
 from nlhf_zoo.training.checkpoints import WholeCheckpoints, step_of
 from nlhf_zoo.training.config import TrainConfig
-from nlhf_zoo.training.context import check_context, remark
+from nlhf_zoo.training.context import check_context, check_vocabulary, remark
 from nlhf_zoo.training.export import save_policy
 from nlhf_zoo.training.judges import JudgeWatch, build_judges
 from nlhf_zoo.training.local_files import rooted
@@ -169,6 +169,7 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     engine = _engine(config.engine, config.engine_options)
     decoding = Decoding(config.max_new_tokens, config.max_prompt_tokens, config.temperature, engine=engine)
     pool = load_pool(config, tokenizer, decoding)
+    check_vocabulary(pool.student.config, pool.reference.config, tokenizer, _reference_tokenizer(config))
     check_context((*prompts, *held_out), pool.reference.config, tokenizer, decoding)
     if first_process():
         remark(config, prompts, held_out, tokenizer, pool.policy().parts[0][0])
@@ -181,6 +182,16 @@ def _prepare(config: TrainConfig, checkpoint: str | None) -> Run:
     watching = [guard, watcher, stop, evaluator, JudgeWatch(config, game.oracle)]
     trainer.callbacks[:0] = watching  # type: ignore[attr-defined]  # a plain list
     return Run(config, solver, prompts, module, trainer, evaluator, stop)
+
+
+def _reference_tokenizer(config: TrainConfig) -> Any:
+    """The reference's own, where it is another model; `None` where there is none beside it."""
+    if config.reference in (None, config.model):
+        return None
+    try:
+        return load_tokenizer(config.reference, config.trust_remote_code)
+    except BadInput:
+        return None
 
 
 def _stay_on(device: torch.device) -> None:
