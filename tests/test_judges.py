@@ -15,6 +15,7 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import QueryCount
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_judge, small_llama, train_bpe_tokenizer
 from nlhf_zoo.oracles import CallableOracle, MatrixOracle, PairwiseModelOracle, RewardModelOracle, nlhf_zoo_oracles
+from nlhf_zoo.oracles.failures import JudgeFailed
 from nlhf_zoo.oracles.sequence_scores import CARD, preference
 from nlhf_zoo.oracles.templates import Template, chat_template, encode
 
@@ -316,6 +317,14 @@ def test_callable_is_loaded_by_name(tmp_path, monkeypatch):
     ]:
         with pytest.raises(BadInput, match=message):
             CallableOracle.load(name)
+
+
+def test_a_function_that_ends_the_program_is_told():
+    def leaves(prompts, first, second):
+        raise SystemExit(3)
+
+    with pytest.raises(JudgeFailed, match=r"judge .*leaves raised SystemExit: 3 \(.*test_judges.py"):
+        CallableOracle(leaves).probability(["x"], ["a"], ["b"])
 
 
 # --- the plugin

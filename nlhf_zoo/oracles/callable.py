@@ -111,7 +111,7 @@ class CallableOracle(PreferenceOracle):
             return torch.empty(0, dtype=torch.float64)
         try:
             answer = self.function(list(prompts), list(first), list(second))
-        except Exception as error:  # foreign code
+        except (Exception, SystemExit) as error:  # foreign code
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
             raise JudgeFailed(f"judge {self.name} raised {reason}") from error

@@ -18,6 +18,9 @@ REMARKS = (
     r".*module\(s\) in eval mode at the start of training.*",
     # Lightning 2.6 asks torch 2.13 the old way.
     r".*isinstance\(treespec, LeafSpec\).*",
+    # A resumed run's folder holds checkpoints, and may have been moved.
+    r"Checkpoint directory .* exists and is not empty.*",
+    r"The dirpath has changed from .*",
     # Short runs log at the end.
     r".*The number of training batches .* is smaller than the logging interval.*",
 )
