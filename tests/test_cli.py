@@ -670,3 +670,15 @@ def test_options_go_with_the_solver_or_judge_that_they_belong_to() -> None:
     assert other.options.oracle_options == {"function": "m:f", "symmetrise": False}
     assert judged.options.oracle_options == {"model": "m"}
     assert judged.options.solver_options == {"kappa": 0.1}
+
+
+def test_a_run_s_own_config_is_about_the_folder_that_it_lies_in() -> None:
+    Path("moved").mkdir()
+    for name in ("moved/config.yaml", "moved/other.yaml"):
+        Path(name).write_text("{model: lm, prompts: p, oracle: o, out: /where/it/was}")
+    config, elsewhere = ["--config", "moved/config.yaml"], Path("/where/it/was")
+    assert read(TRAIN, config).options.out == elsewhere  # type: ignore[union-attr]  # a bad one would raise
+    Path("moved/inputs.json").write_text("{}")
+    assert read(TRAIN, config).options.out == Path("moved")  # type: ignore[union-attr]
+    assert read(TRAIN, [*config, "--out", "new"]).options.out == Path("new")  # type: ignore[union-attr]
+    assert read(TRAIN, ["--config", "moved/other.yaml"]).options.out == elsewhere  # type: ignore[union-attr]

@@ -294,6 +294,9 @@ def _from_config(verb: Verb, parser: ArgumentParser, path: str) -> dict[str, Any
         if field in values:
             raise BadInput(f"{path}: {key!r} is there twice, once as {field!r}; drop one")
         values[field] = _config_value(verb, parser, path, field, value)
+    here = Path(path).parent
+    if verb.record and "out" in values and Path(path).name == "config.yaml" and (here / verb.record).is_file():
+        values["out"] = here
     return values
 
 

@@ -102,4 +102,5 @@ transformers format, all in the folder --out. With --resume a run that was stopp
         "eval_oracle_options": "--eval-oracle-set",
         "logger_options": "--logger-set",
     },
+    record="inputs.json",
 )

@@ -66,6 +66,8 @@ class Verb:
         entries: fields that are lists of entries.
         positional: the one field given without a flag, if any.
         configurable: whether `--config FILE` is taken.
+        record: file that a run's folder holds beside the config.yaml it has written. Such a config is about the run in
+            its folder, wherever that has been moved or copied to.
     """
 
     name: str
@@ -78,3 +80,4 @@ class Verb:
     entries: Mapping[str, Entries] = attrs.field(factory=dict)
     positional: str | None = None
     configurable: bool = True
+    record: str | None = None
