@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -101,7 +101,7 @@ def _check_policy(policy: Any, what: str) -> None:
 
 
 def _terms(value: Any) -> tuple[tuple[Policy, float], ...]:
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         return ((value, 1.0),)
     pairs = cast("Sequence[tuple[Policy, float]]", value)
     try:
@@ -181,8 +181,7 @@ def _anchor(item: Any) -> Anchor:
 def _anchors(value: Any) -> tuple[Anchor, ...]:
     # Equal policies are merged, and zero weights dropped, so that a backend sees each model once.
     merged: list[Anchor] = []
-    items = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else [value]
-    for anchor in map(_anchor, items):
+    for anchor in map(_anchor, cast("Iterable[Any]", value) if isinstance(value, Iterable) else [value]):
         for index, other in enumerate(merged):
             if other.policy is anchor.policy and other.divergence == anchor.divergence:
                 merged[index] = attrs.evolve(other, weight=other.weight + anchor.weight)
