@@ -51,8 +51,8 @@ class Result:
     """
 
     policy: Policy
-    history: list[dict[str, Any]]
-    state: State
+    history: list[dict[str, Any]] = attrs.field(repr=lambda rows: f"[{len(rows):,} rows, the last {rows[-1]}]")
+    state: State = attrs.field(repr=False)
     game: Game
     solver: Solver
     seed: int
