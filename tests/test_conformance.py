@@ -34,7 +34,7 @@ from nlhf_zoo.testing import (
     strategies,
 )
 from nlhf_zoo.testing.hardest import near_equilibrium, ripple
-from nlhf_zoo.testing.measure import readings
+from nlhf_zoo.testing.measure import Reading, readings
 from nlhf_zoo.testing.play import Play
 from nlhf_zoo.testing.snippet import snippet
 from nlhf_zoo.testing.statistics import FALSE_ALARM, expectation_refuted, probability_refuted
@@ -458,3 +458,9 @@ def test_properties_can_be_called_by_hand() -> None:
     properties.permuting_responses_permutes_the_result(MP(), RPS, order=[2, 0, 1])
     with pytest.raises(Violation, match="step 1"):
         properties.permuting_responses_permutes_the_result(MUTANTS["FavoursTheFirstResponse"][0], RPS, order=[2, 0, 1])
+
+
+def test_a_violation_shows_as_many_digits_as_tell_it_from_its_bound() -> None:
+    assert Reading(1, 1.00000001, 1.0, 0.0, True).shown == ("1.00000001", "1")
+    assert Reading(1, 0.25, 1.0, 0.0, True).shown == ("0.25", "1")
+    assert Reading(1, 0.25, 0.25, 0.0, True).shown == ("0.25", "0.25")
