@@ -22,6 +22,7 @@ from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.tabular import EXACT, NotConverged, TabularPolicy, equilibrium
 from nlhf_zoo.tabular.graphs import CudaRecorder, Recorder, ReplayedSteps
+from nlhf_zoo.tabular.lent import Lent
 
 __all__ = ["Result", "advance", "configure", "duality_gap", "equilibrium_of", "iterates", "solve"]
 
@@ -50,8 +51,8 @@ class Result:
     """
 
     policy: Policy
-    history: list[dict[str, Any]]
-    state: State
+    history: list[dict[str, Any]] = attrs.field(repr=lambda rows: f"[{len(rows):,} rows, the last {rows[-1]}]")
+    state: State = attrs.field(repr=False)
     game: Game
     solver: Solver
     seed: int
@@ -84,6 +85,11 @@ def configure(solver: Solver | str, /, **hyperparameters: Any) -> Solver:
     for name in hyperparameters:
         if name not in known:
             raise BadInput(f"{solver} has no hyperparameter {name!r}; it has {', '.join(known) or 'none'}")
+    missing = [one.name for one in attrs.fields(cls) if one.init and one.default is attrs.NOTHING]
+    missing = [name for name in missing if name not in hyperparameters]
+    if missing:
+        value = f"--set {missing[0]}=VALUE"
+        raise BadInput(f"{solver}: {' and '.join(missing)} has no default; give {value}, or {cls.__name__} a default")
     try:
         return cls(**hyperparameters)
     except (TypeError, ValueError) as error:
@@ -129,16 +135,31 @@ def advance(game: Game, solver: Solver, state: State, generator: torch.Generator
     Raises:
         BadInput: the solver's methods return something else than they should.
     """
-    update = solver.propose(game, state)
+    with _Named(solver):
+        update = solver.propose(game, state)
     if not isinstance(update, Update):
         raise BadInput(f"{solver.name}: propose() returned {_kind(update)}; it must return an Update")
     outcome = update.start.improve(update, game, generator)
-    accepted = solver.accept(game, state, outcome)
+    with _Named(solver):
+        accepted = solver.accept(game, state, outcome)
     if not isinstance(accepted, State):
         raise BadInput(
             f"{solver.name}: accept() returned {_kind(accepted)}; it must return state.next(...) or state.middle(...)"
         )
     return attrs.evolve(accepted, queries=state.queries + outcome.queries)
+
+
+class _Named:
+    """Input that is refused inside is refused under the solver's name."""
+
+    def __init__(self, solver: Solver) -> None:
+        self.name = solver.name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BadInput) and not str(error).startswith(self.name):
+            raise BadInput(f"{self.name}: {error}") from None
 
 
 def _kind(value: object) -> str:
@@ -149,11 +170,26 @@ def iterates(
     game: Game, solver: Solver, policy: Policy | None = None, generator: torch.Generator | None = None
 ) -> Iterator[State]:
     """States at the end of each step, without end, beginning with step 0; nothing is measured."""
-    state = solver.init(game, policy or game.reference)
+    state = _begun(solver, game, policy or game.reference)
     step = _stepping(game, solver, generator)
     while True:
         yield state
         state = step(state, _AHEAD)
+
+
+def _begun(solver: Solver, game: Game, policy: Policy) -> State:
+    state = solver.init(game, policy)
+    if not isinstance(state, State):
+        raise BadInput(f"{solver.name}: init() returned {_kind(state)}; it must return a State, as super().init() does")
+    return state
+
+
+def _lent(game: Game, first: Policy) -> Lent:
+    truth = _behind(game.oracle)
+    tensors = {"preference matrix": truth.matrix()} if isinstance(truth, MatrixOracle) else {}
+    policies = {"reference": game.reference, "first policy": first}
+    tables = {name: policy.log_probs for name, policy in policies.items() if type(policy) is TabularPolicy}
+    return Lent({**tensors, **tables})
 
 
 def _stepping(game: Game, solver: Solver, generator: torch.Generator | None) -> Callable[[State, int], State]:
@@ -226,7 +262,7 @@ def solve(
 
     Raises:
         BadInput: no budget, an unknown solver, a game that the solver cannot play, a solver that never ends its
-            step, or asks nothing where only `queries` would end the run.
+            step, writes to the game's tensors, or asks nothing where only `queries` would end the run.
     """
     if steps is None and queries is None:
         raise BadInput("solve() needs a budget: give steps= or queries=")
@@ -238,7 +274,8 @@ def solve(
     first = policy or game.reference
     if "table" not in solver.backends and type(first) is TabularPolicy:
         raise BadInput(f"{solver.name} plays no exact tables ({solver.only}); a softmax table or a language model does")
-    state = resume or solver.init(game, first)
+    lent = _lent(game, first)
+    state = resume or _begun(solver, game, first)
     generator = _generator(state.current, seed)
     measure = _Measure(game, state.current, target)
     if tol is not None and not measure.gap_known:
@@ -262,6 +299,7 @@ def solve(
             after = step.leap(state, room)
         else:
             after = step(state, min(room, _FAR_AHEAD))
+        lent.check(solver.name, after.step)
         if strict and queries is not None and after.queries.total > queries:
             break
         silent = silent + 1 if after.queries == state.queries else 0

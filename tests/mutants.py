@@ -1060,6 +1060,15 @@ class ClaimsTwiceTheRateOfDPO(OnlineDPO):
         return (attrs.evolve(rate, recursion=twice),)
 
 
+@mutant("trains-batch-by-batch")
+class KeepsAMixture(MP):
+    """On a table a mixture is a policy like any other."""
+
+    def accept(self, game, state, outcome):
+        accepted = super().accept(game, state, outcome)
+        return attrs.evolve(accepted, policies={**accepted.policies, "old": state.current.mixture(outcome.policy, 0.5)})
+
+
 # --- equivalent: different code that keeps every promise made
 
 

@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
 
 import nlhf_zoo as nz
 from nlhf_zoo.cli import main
@@ -25,7 +28,7 @@ from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.draws import CommonDraws
 from nlhf_zoo.comparison.engine import Comparison
 from nlhf_zoo.comparison.entries import game_entries, solver_entries
-from nlhf_zoo.comparison.scores import FEWEST, combined, ranking
+from nlhf_zoo.comparison.scores import combined, fewest, ranking
 from nlhf_zoo.comparison.summary import overall
 from nlhf_zoo.comparison.table import setting
 from nlhf_zoo.comparison.uncertainty import drawn_matrices
@@ -272,10 +275,10 @@ def values(*columns: list[float]) -> Any:
 
 
 def test_ranks_and_verdicts() -> None:
-    clear = ranking(values([1e-8] * 6, [1e-3] * 6, [1e-1] * 6), lower=True)
+    clear = ranking(values([1e-8] * 7, [1e-3] * 7, [1e-1] * 7), lower=True)
     assert clear.mean.tolist() == [1, 2, 3]
     assert clear.best == (0,)
-    few = ranking(values([1e-8] * (FEWEST - 1), [1e-3] * (FEWEST - 1)), lower=True)
+    few = ranking(values([1e-8] * 5, [1e-3] * 5), lower=True)
     assert few.best == (0, 1)
     generator = np.random.default_rng(0)
     noise = ranking(generator.random((20, 3)), lower=True)
@@ -285,10 +288,26 @@ def test_ranks_and_verdicts() -> None:
     assert ranking(values([1e-3], [1e-2]), lower=True, deterministic=True).best == (0,)
 
 
-def test_false_verdicts_are_rare() -> None:
+@pytest.mark.parametrize(("runs", "solvers"), [(5, 2), (7, 2), (5, 5), (10, 4), (20, 3)])
+def test_among_equals_one_is_seldom_said_to_be_behind(runs: int, solvers: int) -> None:
     generator = np.random.default_rng(1)
-    told_apart = sum(len(ranking(generator.random((10, 4)), lower=True).best) == 1 for _ in range(200))
-    assert told_apart / 200 < 0.1
+    behind = sum(len(ranking(generator.random((runs, solvers)), lower=True).best) < solvers for _ in range(200))
+    assert behind <= 20  # 10 expected at the most; with a probability of 0.999
+
+
+@given(contestants=st.integers(2, 8), more=st.integers(0, 4), seed=st.integers(0, 2**16))
+@trials(max_examples=30, deadline=None)
+def test_who_leads_in_every_run_is_told_apart_from_the_fewest_runs_on(contestants: int, more: int, seed: int) -> None:
+    drawn = np.random.default_rng(seed).random((fewest(contestants) + more, contestants))
+    drawn[:, 1] -= 1
+    assert ranking(drawn, lower=True).best == (1,)
+    assert set(ranking(drawn[: fewest(contestants) - 1], lower=True).best) == set(range(contestants))
+
+
+def test_a_large_difference_is_found() -> None:
+    generator = np.random.default_rng(0)
+    found = [ranking(generator.normal([0, 2, 2], size=(20, 3)), lower=True).best for _ in range(50)]
+    assert found.count((0,)) > 40
 
 
 def test_over_games_the_games_are_resampled() -> None:

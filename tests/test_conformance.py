@@ -34,8 +34,9 @@ from nlhf_zoo.testing import (
     strategies,
 )
 from nlhf_zoo.testing.hardest import near_equilibrium, ripple
-from nlhf_zoo.testing.measure import readings
+from nlhf_zoo.testing.measure import Reading, readings
 from nlhf_zoo.testing.play import Play
+from nlhf_zoo.testing.shrinking import shrunk
 from nlhf_zoo.testing.snippet import snippet
 from nlhf_zoo.testing.statistics import FALSE_ALARM, expectation_refuted, probability_refuted
 from tests.mutants import MP, MUTANTS, ClaimsALargerStepThanIsTrue, UniformInsteadOfReference
@@ -458,3 +459,44 @@ def test_properties_can_be_called_by_hand() -> None:
     properties.permuting_responses_permutes_the_result(MP(), RPS, order=[2, 0, 1])
     with pytest.raises(Violation, match="step 1"):
         properties.permuting_responses_permutes_the_result(MUTANTS["FavoursTheFirstResponse"][0], RPS, order=[2, 0, 1])
+
+
+@attrs.frozen
+class Hopes(MP):
+    """Nash-MP with the square of its factor claimed."""
+
+    @property
+    def guarantees(self):
+        claimed = linear_rate(lambda game: (1 + 2 * game.beta) ** -2, assumptions="none", source="hope")
+        return (attrs.evolve(claimed, bound=None, limit="open"),)
+
+
+def test_what_refutes_a_claim_is_made_small() -> None:
+    (found,) = falsify(Hopes(), examples=20)
+    assert found.violated
+    assert found.instance is not None
+    program: dict[str, Any] = {}
+    with pytest.raises(Violation, match=f"step {found.step}: "):
+        exec(found.instance, program)
+    matrix = program["case"].matrix
+    assert len(matrix) <= 3
+    assert all(round(x, 3) == x for row in matrix for x in row)
+
+
+def test_a_small_case_is_found_by_what_it_still_shows() -> None:
+    rows = [[0.5, 0.123456, 0.9], [0.876544, 0.5, 0.3], [0.1, 0.7, 0.5]]
+    case = Case(matrix=rows, reference=[-1.25, 0.0, -3.5], beta=0.3, start=[0.1, 0.2, 0.3])
+
+    def show(one: Case) -> Case | None:
+        return one if any(x > 0.85 for row in one.matrix for x in row) else None
+
+    small = shrunk(case, case, show)
+    assert (small.size, small.start, small.beta) == (2, None, 0.3)
+    assert show(small) is small
+    assert all(x in (0.0, 0.5, 1.0) for row in small.matrix for x in row)
+
+
+def test_a_violation_shows_as_many_digits_as_tell_it_from_its_bound() -> None:
+    assert Reading(1, 1.00000001, 1.0, 0.0, True).shown == ("1.00000001", "1")
+    assert Reading(1, 0.25, 1.0, 0.0, True).shown == ("0.25", "1")
+    assert Reading(1, 0.25, 0.25, 0.0, True).shown == ("0.25", "0.25")

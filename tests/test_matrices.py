@@ -522,3 +522,37 @@ def test_real_matrices_are_what_their_readme_says(name: str):
 
 def test_nested_lists_keep_double_precision() -> None:
     assert float(check_probabilities([[0.5, 0.9], [0.1, 0.5]])[0, 1]) == 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@given(scores=st.lists(st.floats(0, 1), min_size=3, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_numbers_of_sixteen_bits_may_be_off_by_their_rounding(dtype: torch.dtype, scores: list[float]) -> None:
+    a, b, c = scores
+    p = torch.tensor([[0.5, a, b], [1 - a, 0.5, c], [1 - b, 1 - c, 0.5]], dtype=torch.float64)
+    checked = check_probabilities(p.to(dtype))
+    assert torch.equal(checked + checked.mT, torch.ones_like(checked))
+    assert float((checked - p).abs().max()) <= torch.finfo(dtype).eps
+    p[0, 1] = (a + 0.1) % 1
+    with pytest.raises(BadInput, match="must add up to 1"):
+        check_probabilities(p.to(dtype))
+
+
+class Frame:
+    """As much of a data frame as matters."""
+
+    def to_numpy(self) -> np.ndarray:
+        return np.full((2, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        (Frame(), r"a Frame; give its .to_numpy\(\), and labels="),
+        (torch.full((2, 2), 0.5).to_sparse(), "to_dense"),
+        ([[0, 7], [3, 0]], "counts_to_probabilities makes of counts"),
+    ],
+)
+def test_other_kinds_of_matrices_are_told_the_way(matrix: Any, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        check_probabilities(matrix)

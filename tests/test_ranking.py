@@ -16,7 +16,7 @@ from nlhf_zoo.cli import main
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.entries import SolverEntry, game_entries
 from nlhf_zoo.comparison.pool import Member, nash_average, resampled, worst_case
-from nlhf_zoo.comparison.scores import DRAWS, FEWEST, FinalGap, QueriesToTolerance, WorstCase, ranking
+from nlhf_zoo.comparison.scores import DRAWS, FinalGap, QueriesToTolerance, WorstCase, fewest, ranking
 from nlhf_zoo.comparison.summary import Played, game_summary
 from nlhf_zoo.comparison.table import TableRun
 from nlhf_zoo.comparison.tuning import chosen
@@ -147,7 +147,7 @@ def told(runs: Mapping[tuple[str, int], Any], criterion: Any, cells: Mapping[str
 
 
 def test_the_circler_is_first_over_the_reference_and_last_in_the_pool() -> None:
-    runs, criterion = pooled(RATES, range(FEWEST))
+    runs, criterion = pooled(RATES, range(fewest(3)))
     cells = {name: cell(win_rate_training=[0.5, rate]) for name, rate in
              (("circler", 0.9), ("steady", 0.55), ("hunter", 0.55))}  # fmt: skip
     summary = told(runs, criterion, cells)
@@ -160,8 +160,8 @@ def test_the_circler_is_first_over_the_reference_and_last_in_the_pool() -> None:
 
 
 def test_noise_of_the_prompts_alone_is_no_lead() -> None:
-    # Five seeds that agree, on so few prompts that they agree by their luck.
-    lucky = np.full((FEWEST, 2), 0.5) + np.array([0.05, -0.05])
+    # Seeds that agree, on so few prompts that they agree by their luck.
+    lucky = np.full((fewest(2), 2), 0.5) + np.array([0.05, -0.05])
     generator = np.random.default_rng(0)
     redrawn = lucky + generator.normal(0, 0.2, (DRAWS, 1, 2))
     assert ranking(lucky, lower=False).best == (0,)
@@ -177,7 +177,7 @@ def test_who_has_not_met_is_not_ranked() -> None:
 
 
 def test_a_failed_run_is_last_in_the_pool() -> None:
-    runs, criterion = pooled(RATES, range(FEWEST))
+    runs, criterion = pooled(RATES, range(fewest(3)))
     cells = {name: cell(win_rate_training=[0.5, 0.6]) for name, _ in runs} | {"hunter": {"error": "went astray"}}
     assert [row["entry"] for row in told(runs, criterion, cells)["table"]][-1] == "hunter"
 

@@ -40,7 +40,8 @@ def plugin(folder: Path, distribution: str, source: str) -> None:
 
 
 def zoo(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(folder), **environment}
+    found = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": found, **environment}
     return subprocess.run([COMMAND, *arguments], env=env, capture_output=True, text=True, check=False, timeout=120)
 
 

@@ -336,3 +336,12 @@ def test_a_game_without_regularisation_is_refused_or_played(name: str) -> None:
         assert solve(played, configure(name, tau=0.1), steps=4000, every=4000).history[-1]["duality_gap"] < 1e-5
     else:
         assert solve(played, name, steps=1).state.step == 1
+
+
+def test_what_a_notebook_shows_of_a_result_is_short() -> None:
+    played = Game(MatrixOracle([[0.5, 0.9], [0.1, 0.5]], labels=["a", "b"]), beta=0.1)
+    shown = repr(solve(played, "nash_mp", steps=100))
+    assert "MatrixOracle(2 responses)" in shown
+    assert "[101 rows, the last {'step': 100," in shown
+    assert len(shown) < 1000
+    assert repr(MatrixOracle(torch.full((4, 3, 3), 0.5))) == "MatrixOracle(4 games of 3 responses)"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Guarantee, Solver
 from nlhf_zoo.interfaces.guarantee import MEASURED, Bound, Proportional
 from nlhf_zoo.oracles.sampled import SampledOracle
@@ -20,7 +22,20 @@ def claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) ->
 
     Of several guarantees of one metric the least bound counts. Exact runs are spoken of by what is sure, sampled
     ones by what is claimed of sampled ones; a claim is about exact tables, not about parametrised policies.
+
+    Raises:
+        BadInput: the guarantees raise, or a bound is no number.
     """
+    try:
+        return _claimed(solver, game, history)
+    except Exception as error:  # a plugin is foreign code
+        said = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
+        raise BadInput(
+            f"{solver.name}: its guarantees cannot be read: {said}; nlhf-zoo check {solver.name} shows where"
+        ) from error
+
+
+def _claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     if not isinstance(game.reference, TabularPolicy) or type(game.reference) is not TabularPolicy:
         return found
@@ -32,7 +47,10 @@ def claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) ->
             continue
         assert guarantee.bound is not None
         counted = "step" if guarantee.per == "step" else "queries"
-        values = _course(guarantee.bound, [row[counted] for row in history], game, float(history[0][metric]))
+        counts = [row[counted] for row in history]
+        values = _course(guarantee.bound, counts, game, float(history[0][metric]))
+        if any(map(math.isnan, values)):
+            raise BadInput(f"the bound by {guarantee.source!r} is no number in a game with beta = {game.beta:g}")
         found[metric] = list(map(min, values, found[metric])) if metric in found else values
     return found
 

@@ -64,7 +64,7 @@ class CompareConfig:
 
     games: Sequence[Any]
     solvers: Sequence[Any]
-    seeds: int = attrs.field(default=5, validator=_at_least(1))
+    seeds: int = attrs.field(default=10, validator=_at_least(1))
     seed: int = attrs.field(default=0, validator=_at_least(0))
     queries: int | None = attrs.field(default=None, validator=_at_least(1))
     sampled_queries: int | None = attrs.field(default=None, validator=_at_least(1))

@@ -43,8 +43,8 @@ class Comparison:
     """
 
     folder: Path
-    summary: Mapping[str, Any]
-    _journal: Journal
+    summary: Mapping[str, Any] = attrs.field(repr=False)
+    _journal: Journal = attrs.field(repr=False)
 
     def results(self) -> Any:
         """results.parquet as a pyarrow table, one row a measurement."""

@@ -12,7 +12,6 @@ import numpy as np
 
 __all__ = [
     "DRAWS",
-    "FEWEST",
     "FLOOR",
     "Criterion",
     "FinalGap",
@@ -20,15 +19,16 @@ __all__ = [
     "Ranking",
     "WorstCase",
     "combined",
+    "fewest",
     "ranking",
 ]
 
 FLOOR = 1e-14
 """Duality gaps below are rounding: equal."""
-FEWEST = 5
-"""Fewer random runs that all agree may do so by chance."""
 DRAWS = 2000
 LEVEL = 0.95
+_FLIPPED = 14
+"""Runs up to which every pattern of signs is tried; of more runs, as many patterns are drawn as these have."""
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Cell = Mapping[str, Any]
@@ -175,17 +175,30 @@ class Ranking:
 
     Attributes:
         mean, low, high: (k,) mean rank over runs, with its 95 % bootstrap interval.
+        ranks: (n, k) of each run.
         draws: (draws, k) mean ranks of the bootstrap's samples.
         best: contestants that cannot be told apart from the leader, the leader first.
-        runs: n.
     """
 
     mean: Floats
     low: Floats
     high: Floats
+    ranks: Floats
     draws: Floats
     best: tuple[int, ...]
-    runs: int
+
+    @property
+    def runs(self) -> int:
+        return len(self.ranks)
+
+
+def fewest(contestants: int) -> int:
+    """Random runs that are needed: fewer, even if one contestant leads in all of them, may agree by chance."""
+    return 1 + math.ceil(math.log2(_pairs(contestants) / (1 - LEVEL)))
+
+
+def _pairs(contestants: int) -> int:
+    return max(1, math.comb(contestants, 2))
 
 
 def ranking(values: Floats, lower: bool, deterministic: bool = False, redrawn: Floats | None = None) -> Ranking:
@@ -203,7 +216,7 @@ def ranking(values: Floats, lower: bool, deterministic: bool = False, redrawn: F
     counts = _resampled(runs, np.random.default_rng(0))
     drawn = ranks if redrawn is None else _ranks(redrawn * sign)
     draws = (counts[:, None] @ drawn)[:, 0] / runs
-    return _judged(ranks.mean(0), draws, runs, enough=deterministic or runs >= FEWEST)
+    return _judged(ranks, np.ones(runs), draws, random=not deterministic)
 
 
 def _resampled(size: int, generator: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -213,25 +226,47 @@ def _resampled(size: int, generator: np.random.Generator) -> np.ndarray[Any, np.
 
 
 def combined(rankings: Sequence[Ranking]) -> Ranking:
-    """Over several games of the same contestants, resampling the games and the runs on each."""
+    """Over several games of the same contestants, which count alike: the games and the runs on each are resampled."""
     games = len(rankings)
     counts = _resampled(games, np.random.default_rng(1))
     draws = np.einsum("bg,gbk->bk", counts / games, np.stack([one.draws for one in rankings]))
-    runs = sum(one.runs for one in rankings)
-    return _judged(np.mean([one.mean for one in rankings], axis=0), draws, runs, enough=runs >= FEWEST)
+    weights = np.concatenate([np.full(one.runs, 1 / one.runs) for one in rankings])
+    return _judged(np.concatenate([one.ranks for one in rankings]), weights, draws, random=True)
 
 
-def _judged(mean: Floats, draws: Floats, runs: int, *, enough: bool) -> Ranking:
+def _judged(ranks: Floats, weights: Floats, draws: Floats, *, random: bool) -> Ranking:
+    """
+    Args:
+        weights: (n,) of the runs.
+        random: whether another seed, or another game, might have ranked them otherwise.
+    """
+    mean = weights @ ranks / weights.sum()
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
     leader = int(np.argmin(mean))
     rivals = [at for at in np.argsort(mean, kind="stable").tolist() if at != leader]
-    # The leader is compared with each rival: intervals are widened (Bonferroni) for them to hold together.
-    least = (
-        np.percentile(draws - draws[:, [leader]], tail / max(1, len(rivals)), axis=0) if rivals else np.zeros(len(mean))
-    )
-    close = [at for at in rivals if not (enough and least[at] > 0)]
-    return Ranking(mean, low, high, draws, (leader, *close), runs)
+    # A bootstrap of few runs is too sure by far, but it alone knows of redrawn values and of other games.
+    least = np.percentile(draws - draws[:, [leader]], tail / max(1, len(rivals)), axis=0)
+    leads = weights[:, None] * (ranks - ranks[:, [leader]])
+    close = [at for at in rivals if least[at] <= 0 or (random and not _told(leads[:, at], len(mean)))]
+    return Ranking(mean, low, high, ranks, draws, (leader, *close))
+
+
+def _told(leads: Floats, contestants: int) -> bool:
+    """Whether a rival's (n,) leads are too much for chance: of equals each has either sign as likely as not.
+
+    The test of all patterns of signs, exact for any number of runs; two-sided, and by Bonferroni over all pairs of
+    contestants, because the leader is known from the same runs.
+    """
+    leads = leads[leads != 0]
+    runs = len(leads)
+    if runs <= _FLIPPED:
+        patterns = 1 - 2 * (np.arange(2**runs)[:, None] >> np.arange(runs) & 1)
+    else:
+        patterns = np.random.default_rng(2).choice([-1, 1], size=(2**_FLIPPED, runs))
+        patterns[0] = 1  # the one at hand, without which the test would not be exact
+    as_much = np.abs(patterns @ leads) >= abs(leads.sum()) * (1 - 1e-9)
+    return bool(as_much.mean() * _pairs(contestants) <= 1 - LEVEL)
 
 
 def _ranks(values: Floats) -> Floats:

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from nlhf_zoo.comparison.entries import GameEntry
-from nlhf_zoo.comparison.scores import DRAWS, FEWEST, Criterion, QueriesToTolerance, Ranking, combined, ranking
+from nlhf_zoo.comparison.scores import DRAWS, Criterion, QueriesToTolerance, Ranking, combined, fewest, ranking
 from nlhf_zoo.comparison.tasks import Run
 from nlhf_zoo.comparison.tuning import Choice
 
@@ -226,8 +226,9 @@ def _found(
         return f"{leaders[0]['solver']} is ahead, {ends[0]}; next is {table[1]['solver']}, {ends[1]} ({how})"
     if played.deterministic:
         return f"{criterion.tie}: {names}"
-    if ranks.runs < FEWEST:
-        return f"not distinguishable in {ranks.runs} run(s), of which at least {FEWEST} are needed: {names}"
+    needed = fewest(len(table))
+    if ranks.runs < needed:
+        return f"not distinguishable in {ranks.runs} run(s), of which at least {needed} are needed: {names}"
     rest = ", ".join(row["solver"] for row in table if not row[best])
     return f"not distinguishable in {ranks.runs} runs: {names}{f'; behind them {rest}' if rest else ''}"
 

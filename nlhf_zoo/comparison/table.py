@@ -91,8 +91,12 @@ class TableRun(Run):
     """One solver on one game of listed responses."""
 
     def perform(self) -> Done:
-        with one_thread():
-            return self._played(setting(self.game, self.seed))
+        try:
+            with one_thread():
+                return self._played(setting(self.game, self.seed))
+        except Exception:
+            setting.cache_clear()  # a solver that failed may have changed the game that it was lent
+            raise
 
     def _played(self, found: Setting) -> Done:
         game = found.game

@@ -106,7 +106,8 @@ def check_probabilities(
 ) -> Tensor:
     """The matrix as float64 with P + P^T = 1 and the diagonal 1/2 exactly, if it is so within `TOLERANCE`.
 
-    Pairs that add up to exactly 1 in floating point keep their value to the last bit.
+    Pairs that add up to exactly 1 in floating point keep their value to the last bit. Numbers of 16 bits (a model's
+    scores) cannot be that near: of them what is allowed is the rounding of their type.
 
     Args:
         matrix: (..., Y, Y) tensor, array or nested list; one game or a batch.
@@ -120,18 +121,19 @@ def check_probabilities(
         BadInput: not numbers, not square, empty, not finite, outside [0, 1], diagonal not 1/2,
             P + P^T not 1, duplicate or miscounted labels; the first offending cell is named.
     """
-    p = _as_float64(matrix, where)
+    given = _as_tensor(matrix, where)
+    p = given.to(torch.float64)
+    near = max(TOLERANCE, torch.finfo(given.dtype).eps if given.dtype in (torch.float16, torch.bfloat16) else 0.0)
     _check_shape(p, where, labels)
     _refuse(p, ~p.isfinite(), where, labels, "is not a finite number; every pair needs a probability (1/2 if unknown)")
-    _refuse(
-        p, (p < -TOLERANCE) | (p > 1 + TOLERANCE), where, labels, "is outside [0, 1]; give probabilities of winning"
+    outside = (
+        "is outside [0, 1]; give probabilities of winning, which nlhf_zoo.data.counts_to_probabilities makes of counts"
     )
+    _refuse(p, (p < -near) | (p > 1 + near), where, labels, outside)
     diagonal = p.diagonal(dim1=-2, dim2=-1)
-    _refuse(
-        p, torch.diag_embed((diagonal - 0.5).abs() > TOLERANCE), where, labels, "on the diagonal must be 0.5; set it so"
-    )
+    _refuse(p, torch.diag_embed((diagonal - 0.5).abs() > near), where, labels, "on the diagonal must be 0.5; set it so")
     total = p + p.mT
-    _refuse(p, (total - 1).abs() > TOLERANCE, where, labels, "and its mirror must add up to 1", mirror=True)
+    _refuse(p, (total - 1).abs() > near, where, labels, "and its mirror must add up to 1", mirror=True)
     # With the lower triangle 1 - upper, the two add up to 1 exactly in float64 for every upper in [0, 1].
     upper = ((p + 1 - p.mT) / 2).clamp(0, 1).triu(1)
     mirrored = upper + (1 - upper).mT.tril(-1)
@@ -141,16 +143,21 @@ def check_probabilities(
     return result
 
 
-def _as_float64(matrix: Any, where: str) -> Tensor:
+def _as_tensor(matrix: Any, where: str) -> Tensor:
+    if hasattr(matrix, "to_numpy"):  # names in it would be lost, and may be in two orders
+        kind = type(matrix).__name__
+        raise BadInput(f"{where}: a {kind}; give its .to_numpy(), and labels= as a list, in the order of its rows")
     try:
         # Nested lists hold Python's doubles; torch alone would round them to float32.
         tensor = torch.as_tensor(matrix, dtype=None if hasattr(matrix, "dtype") else torch.float64)
         if tensor.is_complex():
             raise TypeError("complex numbers")
+        if tensor.layout != torch.strided:
+            raise TypeError("a sparse tensor, which .to_dense() makes one of")
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise BadInput(f"{where}: not a matrix of numbers ({reason}); give equally long rows of numbers") from None
-    return tensor.to(torch.float64)
+    return tensor
 
 
 def _check_shape(p: Tensor, where: str, labels: Sequence[str] | None) -> None:

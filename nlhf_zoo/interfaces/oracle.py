@@ -154,6 +154,11 @@ class EnumerableOracle(PreferenceOracle):
     num_responses: int
     labels: Sequence[str] | None
 
+    def __repr__(self) -> str:
+        shape = getattr(self, "batch_shape", ())
+        games = f"{' x '.join(map(str, shape))} games of " if shape else ""
+        return f"{type(self).__name__}({games}{getattr(self, 'num_responses', 'unknown')} responses)"
+
     @abstractmethod
     def payoff(
         self,

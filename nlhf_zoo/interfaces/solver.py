@@ -10,11 +10,11 @@ import attrs
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces.oracle import QueryCount
+from nlhf_zoo.interfaces.policy import Policy
 
 if TYPE_CHECKING:
     from nlhf_zoo.interfaces.game import Game
     from nlhf_zoo.interfaces.guarantee import Guarantee
-    from nlhf_zoo.interfaces.policy import Policy
     from nlhf_zoo.interfaces.update import Outcome, Update
 
 __all__ = ["Solver", "State", "hyperparameter"]
@@ -28,6 +28,13 @@ def hyperparameter(default: float | None = None, *, above: float | None = None, 
     if at_most is not None:
         checks.append(attrs.validators.le(at_most))
     return attrs.field(default=default, validator=attrs.validators.optional(checks))
+
+
+def _check_slots(_: Any, __: Any, policies: Mapping[str, Any]) -> None:
+    for slot, policy in policies.items():
+        if not isinstance(policy, Policy):
+            kind = type(policy).__name__
+            raise BadInput(f"a slot of a state holds a policy, and {slot!r} a {kind}; plain numbers go to `numbers`")
 
 
 @attrs.frozen(eq=False)
@@ -46,13 +53,22 @@ class State:
         queries: what the updates have cost; kept by the driver.
     """
 
-    policies: Mapping[str, Policy]
+    policies: Mapping[str, Policy] = attrs.field(validator=_check_slots)
     step: int = 0
     phase: int = 0
     numbers: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
     queries: QueryCount = QueryCount()
 
     def __getitem__(self, slot: str) -> Policy:
+        """
+        Raises:
+            BadInput: there is no such slot at this point of the run.
+        """
+        if slot not in self.policies:
+            raise BadInput(
+                f"in step {self.step}, phase {self.phase}, there is no slot {slot!r} but {', '.join(self.policies)};"
+                " set it in init(), middle() or next(), which drops every slot that it is not given"
+            )
         return self.policies[slot]
 
     @property

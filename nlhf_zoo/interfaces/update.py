@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -13,13 +13,13 @@ import attrs
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces.divergence import Divergence
 from nlhf_zoo.interfaces.fit import Fit
+from nlhf_zoo.interfaces.policy import Policy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nlhf_zoo.interfaces.game import Game
     from nlhf_zoo.interfaces.oracle import QueryCount
-    from nlhf_zoo.interfaces.policy import Policy
 
 __all__ = ["ITSELF", "Anchor", "Itself", "Opponent", "Outcome", "PairwiseLoss", "Update"]
 
@@ -95,14 +95,24 @@ class PairwiseLoss(ABC):
         return linked.detach(), slope, self.point(log_ratio)
 
 
+def _check_policy(policy: Any, what: str) -> None:
+    if not isinstance(policy, Policy):
+        raise BadInput(f"{what} is a policy, such as state.current, and not a {type(policy).__name__}")
+
+
 def _terms(value: Any) -> tuple[tuple[Policy, float], ...]:
-    if isinstance(value, Sequence):
-        pairs = cast("Sequence[tuple[Policy, float]]", value)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return ((value, 1.0),)
+    pairs = cast("Sequence[tuple[Policy, float]]", value)
+    try:
         return tuple((policy, float(weight)) for policy, weight in pairs)
-    return ((value, 1.0),)
+    except (TypeError, ValueError):
+        raise BadInput("several opponents are a list of pairs, Opponent([(policy, weight), ...])") from None
 
 
 def _check_terms(_: Any, __: Any, terms: tuple[tuple[Policy, float], ...]) -> None:
+    for policy, _weight in terms:
+        _check_policy(policy, "an update's opponent")
     if not terms or not math.isclose(sum(w for _, w in terms), 1.0, abs_tol=1e-9):
         raise BadInput(f"opponent weights must add up to 1, got {[w for _, w in terms]}")
 
@@ -115,6 +125,14 @@ def _check_weight(_: Any, __: Any, weight: float) -> None:
 def _check_anchors(_: Any, __: Any, anchors: tuple[Anchor, ...]) -> None:
     if not anchors:
         raise BadInput("an update needs an anchor with a positive weight, or its maximum is not a policy")
+
+
+def _check_start(_: Any, __: Any, start: Any) -> None:
+    _check_policy(start, "an update's start")
+
+
+def _check_anchor(_: Any, __: Any, policy: Any) -> None:
+    _check_policy(policy, "what an anchor holds by")
 
 
 def _check_steps(_: Any, __: Any, steps: int | None) -> None:
@@ -143,7 +161,7 @@ class Anchor:
         divergence: D; `None` is the game's.
     """
 
-    policy: Policy
+    policy: Policy = attrs.field(validator=_check_anchor)
     weight: float = attrs.field(converter=float, validator=_check_weight)
     divergence: Divergence | None = None
 
@@ -152,11 +170,18 @@ def _opponent(value: Any) -> Any:
     return value if value is None or isinstance(value, Opponent | Itself) else Opponent(value)
 
 
+def _anchor(item: Any) -> Anchor:
+    if isinstance(item, Anchor):
+        return item
+    if not isinstance(item, list | tuple):
+        raise BadInput(f"anchors are a list of pairs, [(policy, weight), ...], with no {type(item).__name__} in it")
+    return Anchor(*cast("Sequence[Any]", item))
+
+
 def _anchors(value: Any) -> tuple[Anchor, ...]:
     # Equal policies are merged, and zero weights dropped, so that a backend sees each model once.
     merged: list[Anchor] = []
-    for item in value:
-        anchor = item if isinstance(item, Anchor) else Anchor(*item)
+    for anchor in map(_anchor, cast("Iterable[Any]", value) if isinstance(value, Iterable) else [value]):
         for index, other in enumerate(merged):
             if other.policy is anchor.policy and other.divergence == anchor.divergence:
                 merged[index] = attrs.evolve(other, weight=other.weight + anchor.weight)
@@ -189,7 +214,7 @@ class Update:
             table; on a language model a mean over sampled responses, with its standard error as "NAME_error".
     """
 
-    start: Policy
+    start: Policy = attrs.field(validator=_check_start)
     opponent: Opponent | Itself | None = attrs.field(converter=_opponent)
     anchors: tuple[Anchor, ...] = attrs.field(converter=_anchors, validator=_check_anchors)
     loss: PairwiseLoss | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import traceback
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import attrs
@@ -82,8 +84,7 @@ def load() -> Registry:
         try:
             contributions = _contributions(manager, point, distribution, version)
         except (Exception, SystemExit) as error:  # a plugin is foreign code: whatever it raises is its own report
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
-            broken.append(Broken(point.name, distribution, message))
+            broken.append(Broken(point.name, distribution, _words(error, point.module)))
             continue
         if not contributions:
             silent.append(Silent(point.name, distribution, point.module))
@@ -98,6 +99,18 @@ def load() -> Registry:
     return Registry(*(dict(sorted(found[kind].items())) for kind in KINDS), broken=tuple(broken), silent=tuple(silent))
 
 
+def _words(error: BaseException, module: str) -> str:
+    """What was raised, in one line, and which line of the plugin's own raised it."""
+    said = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
+    own = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] == module.partition(".")[0]
+    ]
+    place = f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+    return said.splitlines()[0] + place
+
+
 def _contributions(
     manager: pluggy.PluginManager, point: EntryPoint, distribution: str, version: str
 ) -> list[tuple[Kind, Entry]]:
@@ -109,17 +122,35 @@ def _contributions(
         manager.check_pending()  # a hook with a misspelt name is refused, not ignored
         for kind in KINDS:
             for answer in manager.subset_hook_caller(f"nlhf_zoo_{kind}", others)():
-                result.extend((kind, Entry(key, item, distribution, version)) for key, item in _items(answer))
+                result.extend((kind, Entry(key, item, distribution, version)) for key, item in _items(kind, answer))
     except Exception:
         manager.unregister(name=name)
         raise
     return result
 
 
-def _items(answer: hookspecs.Contribution) -> Iterable[tuple[str, Any]]:
+def _items(kind: Kind, answer: Any) -> Iterable[tuple[str, Any]]:
+    """
+    Raises:
+        BadInput: what the hook gave is no mapping or list of named classes.
+    """
+    wanted = f"nlhf_zoo_{kind}() must return a list of classes, as in [MyClass], or a mapping from names to them"
     if isinstance(answer, Mapping):
-        return cast("Mapping[str, Any]", answer).items()
-    return ((item.name, item) for item in answer)
+        items = list(cast("Mapping[str, Any]", answer).items())
+    elif isinstance(answer, type | str) or not isinstance(answer, Iterable):
+        raise BadInput(f"{wanted}, not {_kind(answer)} alone")
+    else:
+        items = [(getattr(item, "name", None), item) for item in cast("Iterable[Any]", answer)]
+    for name, item in items:
+        if not callable(item):
+            raise BadInput(f"{wanted}; {_kind(item)} is in it")
+        if not isinstance(name, str) or not name:
+            raise BadInput(f"{wanted}; {_kind(item)} has no name: give it a class attribute `name`")
+    return cast("list[tuple[str, Any]]", items)
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
 
 
 def lookup(kind: Kind, name: str) -> Any:

@@ -72,9 +72,20 @@ class Reading:
         most = (self.before**0.5 + self.blur) ** 2 if self.squared else self.before + self.blur
         return math.log(least / most) / math.log(self.bound / self.before) if least > 0 else math.inf
 
+    @property
+    def shown(self) -> tuple[str, str]:
+        """What was measured and its bound, in six digits or as many as tell them apart."""
+        pair = "", ""
+        for digits in range(6, 18):
+            pair = f"{self.measured:.{digits}g}", f"{self.bound:.{digits}g}"
+            if pair[0] != pair[1]:
+                break
+        return pair
+
     def __str__(self) -> str:
         rate = "" if self.share is None else f", {self.share:.6g} of the claimed rate"
-        return f"step {self.step}: measured {self.measured:.6g}, bound {self.bound:.6g}, ratio {self.ratio:.6g}{rate}"
+        measured, bound = self.shown
+        return f"step {self.step}: measured {measured}, bound {bound}, ratio {self.ratio:.6g}{rate}"
 
 
 def heights(found: Sequence[Reading]) -> dict[str, float]:

@@ -15,12 +15,13 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Guarantee, Solver
 from nlhf_zoo.tabular.threads import one_thread
 from nlhf_zoo.testing import strategies
-from nlhf_zoo.testing.case import Skip
+from nlhf_zoo.testing.case import Case, Skip
 from nlhf_zoo.testing.catalogue import PROPERTIES
 from nlhf_zoo.testing.check import UNHURRIED
 from nlhf_zoo.testing.hardest import hard_cases, near_equilibrium
 from nlhf_zoo.testing.measure import Reading, heights, readings, recursion_readings
 from nlhf_zoo.testing.play import Play
+from nlhf_zoo.testing.shrinking import shrunk
 from nlhf_zoo.testing.snippet import readings_snippet, snippet
 
 __all__ = ["Tightness", "falsify"]
@@ -45,8 +46,8 @@ class Tightness:
             is claimed.
         violated: whether rounding cannot explain what was measured above its bound: the claim is refuted.
         step: where the worst was measured: the violation, else the smallest share, else the largest ratio.
-        instance: a program that plays that game; it raises where the claim is refuted, and prints the readings
-            where it is not.
+        instance: a program that plays that game, made small where the claim is refuted; it raises there, and prints
+            the readings where it is not.
         seed: of the search.
     """
 
@@ -111,6 +112,11 @@ class _Worst:
         return self.violated, self.violated and self.plain, self.missing, self.ratio
 
 
+def _worst(reading: Reading, inputs: dict[str, Any]) -> _Worst:
+    missing = -math.inf if reading.share is None else 1 - reading.share
+    return _Worst(reading.violated, reading.measured > 1e-12, missing, reading.ratio, reading, inputs)
+
+
 class _Climb:
     """One claim: whole runs against its bound, or single steps against its recursion."""
 
@@ -139,6 +145,9 @@ class _Climb:
         for restart in range(RESTARTS if self.examples >= RESTARTS else 1):
             if not self.worst.violated:
                 self._search(each, self.seed + (restart << 32))
+        if self.worst.violated:
+            case = self.worst.inputs["case"]
+            self.worst = shrunk(case, self._refuted_by(case) or self.worst, self._refuted_by)
         return Tightness(
             f"{self.guarantee.metric}, {self._of()}",
             self.guarantee.source,
@@ -150,6 +159,14 @@ class _Climb:
             self._program(),
             self.seed,
         )
+
+    def _refuted_by(self, case: Case) -> _Worst | None:
+        """The first step of this game that refutes the claim, as plainly as the worst does."""
+        inputs = {**self.worst.inputs, "case": case}
+        found = sorted(self._readings(inputs) or [], key=lambda reading: reading.measured <= 1e-12)
+        first = next((reading for reading in found if reading.violated), None)
+        one = None if first is None else _worst(first, inputs)
+        return one if one is not None and (one.plain or not self.worst.plain) else None
 
     def _of(self) -> str:
         every = self.guarantee.every
@@ -188,21 +205,24 @@ class _Climb:
         name = "each-step-meets-its-recursion" if self.single else f"{self.guarantee.iterate}-iterate-meets-its-bound"
         return snippet(self.solver, PROPERTIES[name], inputs)
 
-    def _measure(self, inputs: dict[str, Any]) -> dict[str, float]:
-        """Play one game, remember it if it is the worst, and say how high it stands."""
+    def _readings(self, inputs: dict[str, Any]) -> list[Reading] | None:
+        """`None` where the claim says nothing of this game."""
         play = Play(self.solver, inputs["case"])
         try:
             if self.single:
-                found = recursion_readings(play, self.guarantee, inputs["first_step"])
-            else:
-                found = readings(play, self.guarantee)
+                return recursion_readings(play, self.guarantee, inputs["first_step"])
+            return readings(play, self.guarantee)
         except Skip:
+            return None
+
+    def _measure(self, inputs: dict[str, Any]) -> dict[str, float]:
+        """Play one game, remember it if it is the worst, and say how high it stands."""
+        found = self._readings(inputs)
+        if found is None:
             return {}
         self.games += 1
         for reading in found:
-            missing = -math.inf if reading.share is None else 1 - reading.share
-            one = _Worst(reading.violated, reading.measured > 1e-12, missing, reading.ratio, reading, inputs)
-            self.worst = max(self.worst, one, key=lambda worst: worst.rank)
+            self.worst = max(self.worst, _worst(reading, inputs), key=lambda worst: worst.rank)
             self.ratio = max(self.ratio, reading.ratio)
             if reading.share is not None:
                 self.share = reading.share if self.share is None else min(self.share, reading.share)

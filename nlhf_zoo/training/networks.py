@@ -208,12 +208,15 @@ class NetworkPool(nn.Module):
 
     def describe(self, state: State) -> dict[str, Any]:
         """Which network each slot is on, in plain values, for a checkpoint."""
-        slots = {name: self._place(policy) for name, policy in state.policies.items()}
+        slots = {name: self._place(name, policy) for name, policy in state.policies.items()}
         return {"slots": slots, "spares": len(self.spares)}
 
-    def _place(self, policy: Policy) -> str:
+    def _place(self, slot: str, policy: Policy) -> str:
         if not isinstance(policy, SlotPolicy):
-            raise BadInput("on a language model, a solver's slots hold plain policies; keep a mixture's parts instead")
+            raise BadInput(
+                f"the slot {slot!r} holds a mixture, which on a language model has no weights of its own; keep its"
+                " parts, or one.average(other, weight), which has"
+            )
         if policy.network is self.student:
             return "student"
         if policy.network is self.reference:

@@ -2,7 +2,8 @@
 
     next = argmax <pi, 2 u_k - u_{k-1}> - beta KL(pi || ref) - (1/eta) KL(pi || pi_k)
 
-`onpo` (Zhang et al., arXiv 2502.16852) is the form without the pull, and speaks of the average policy.
+`onpo` (Zhang et al., arXiv 2502.16852) is the form without the pull, and speaks of the average policy. Before the
+first step u_{-1} = u_0 here and 0 in `onpo`, whose first step is therefore one of 2 u_0.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from nlhf_zoo.testing.properties.forms import (
     loss_is_antisymmetric,
     works_in_double_precision,
 )
-from nlhf_zoo.testing.properties.language import language_model_agrees_with_table
+from nlhf_zoo.testing.properties.language import language_model_agrees_with_table, trains_batch_by_batch
 from nlhf_zoo.testing.properties.promises import (
     average_iterate_meets_its_bound,
     each_step_meets_its_recursion,
@@ -65,6 +65,7 @@ __all__ = [
     "stays_normalised_and_finite",
     "stays_where_nobody_is_preferred",
     "target_is_a_fixed_point",
+    "trains_batch_by_batch",
     "twins_share_their_mass",
     "uses_no_hidden_randomness",
     "works_in_double_precision",

@@ -75,7 +75,11 @@ def declares_itself(solver: Solver) -> None:
         raise Violation(f'{cls.__name__}.backends must be of "table" and "llm", got {solver.backends!r}')
     if not isinstance(solver.no_guarantee, str):
         raise Violation(f"{cls.__name__}.no_guarantee is a sentence, got {solver.no_guarantee!r}")
-    for guarantee in solver.guarantees:
+    declared = solver.guarantees
+    if not isinstance(declared, tuple | list):
+        mend = "put @property above it" if callable(declared) else "write (guarantee,) for a single one"
+        raise Violation(f"{cls.__name__}.guarantees must be a tuple, got a {type(declared).__name__}; {mend}")
+    for guarantee in declared:
         if not isinstance(guarantee, Guarantee) or not guarantee.source:
             raise Violation(f"{cls.__name__}.guarantees must be Guarantee objects with a source, got {guarantee!r}")
     game = PLAIN_GAME.game()

@@ -8,6 +8,7 @@ import attrs
 import torch
 from hypothesis import strategies as st
 
+from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Itself, Solver, State
 from nlhf_zoo.metrics import kl_divergence
 from nlhf_zoo.oracles import MatrixOracle
@@ -15,12 +16,13 @@ from nlhf_zoo.tabular import TabularPolicy
 from nlhf_zoo.testing import strategies
 from nlhf_zoo.testing.case import Case, Skip, Violation
 from nlhf_zoo.testing.catalogue import named
+from nlhf_zoo.testing.properties.conduct import PLAIN_GAME
 from nlhf_zoo.testing.runs import Watch, begin, tables
 
 if TYPE_CHECKING:
     from nlhf_zoo.llm import CausalLMPolicy
 
-__all__ = ["language_model_agrees_with_table"]
+__all__ = ["language_model_agrees_with_table", "trains_batch_by_batch"]
 
 PROMPT = ("is it so?",)
 
@@ -32,6 +34,24 @@ def _on_llm(solver: Solver) -> str | None:
 def _tiny() -> st.SearchStrategy[dict[str, Any]]:
     case = strategies.cases(sizes=(2, 3), kinds=strategies.MODERATE, low=0.5, high=2, deepest=0, steps=(2,))
     return st.fixed_dictionaries({"case": case, "seed": st.integers(0, 20)})
+
+
+@named(lambda: st.fixed_dictionaries({"batches": st.sampled_from([1, 4])}), applies=_on_llm, share=0.06)
+def trains_batch_by_batch(solver: Solver, batches: int) -> None:
+    """`nlhf-zoo train` can hold what the solver remembers, and write it down after each update of so many batches.
+
+    A run of three steps on empty networks. Updates must start at plain policies, and slots hold such, or averages of
+    two; a mixture has no weights of its own.
+    """
+    from nlhf_zoo.training.networks import rehearse
+
+    game = PLAIN_GAME.game()
+    begin(solver, game, game.reference)
+    try:
+        for _ in rehearse(solver, game, batches):
+            pass
+    except BadInput as refusal:
+        raise Violation(str(refusal)) from None
 
 
 @named(_tiny, applies=_on_llm, share=0.06)

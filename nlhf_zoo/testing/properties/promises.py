@@ -76,9 +76,9 @@ def _judge(found: Sequence[Reading], guarantee: Guarantee, what: str) -> None:
     # Above 1e-12, where there is such a one, nobody can put it down to rounding.
     for reading in sorted(found, key=lambda r: r.measured < 1e-12):
         if reading.violated:
+            value, bound = reading.shown
             raise Violation(
-                f"step {reading.step}: {guarantee.metric} is {reading.measured:.6g}, and {what}"
-                f" {reading.bound:.6g} ({guarantee.source})"
+                f"step {reading.step}: {guarantee.metric} is {value}, and {what} {bound} ({guarantee.source})"
             )
 
 
