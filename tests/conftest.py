@@ -1,4 +1,4 @@
-"""Settings of every test: no hub, and one thread (the tests' tensors are small, and cores are shared). A browser."""
+"""Settings of every test: no hub, and one thread (the tests' tensors are small, and cores are shared). Its fixtures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 if TYPE_CHECKING:
     from nlhf_zoo.report import Report
+    from tests.third_party import ThirdParty
 
 torch.set_num_threads(1)
 
@@ -32,6 +33,13 @@ def browser():
         chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=arguments.split())
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ThirdParty:
+    from tests.third_party import ThirdParty
+
+    return ThirdParty(tmp_path / "site", monkeypatch, capsys)
 
 
 @pytest.fixture
