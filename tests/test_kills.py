@@ -145,16 +145,26 @@ def letters(text: str) -> float:
     return float(sum(c in "abcdefghij" for c in text))
 
 
+@pytest.fixture(scope="module")
+def six_steps(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    log = out.with_name("log")
+    assert run_whole(command(folder, out, steps=6), log) == 0, log.read_text()[-2000:]
+    return out
+
+
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage.startswith("checkpoint")])
-def test_a_kill_while_a_checkpoint_is_written_leaves_no_half_file(stage: str, folder: Path, tmp_path: Path) -> None:
+def test_a_kill_while_a_checkpoint_is_written_leaves_no_half_file(
+    stage: str, folder: Path, six_steps: Path, tmp_path: Path
+) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     assert kill_at(command(folder, out, steps=6), STAGES[stage], 3, log) == KILLED, log.read_text()[-2000:]
     for path in checkpoints_in(out):
         torch.load(path, weights_only=True)
     assert reached(out) == (3 if "older" in stage else 2)
     assert run_whole(command(folder, out, "--resume", steps=6), log) == 0, log.read_text()[-2000:]
-    assert run_whole(command(folder, tmp_path / "whole", steps=6), log) == 0
-    assert_same_end(tmp_path / "whole", out)
+    assert_same_end(six_steps, out)
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
