@@ -58,7 +58,7 @@ SETTINGS = {
 
 
 def train(folder: Path, name: str, check: bool = True, **changes: Any) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"}
     arguments = [str(COMMAND), *command(folder, folder / name, "--json", **{**SETTINGS, **changes})]
     done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=280)
     assert not check or done.returncode == 0, done.stderr[-3000:]

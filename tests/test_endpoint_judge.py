@@ -370,7 +370,7 @@ class Nursery:
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "A_JUDGES_KEY": KEY}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "A_JUDGES_KEY": KEY}
     arguments = [sys.executable, "-c", NURSERY]
     with subprocess.Popen(arguments, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield Nursery(process)
