@@ -20,6 +20,8 @@ import attrs
 
 KEY = "sk-loopback-4d2f9c"
 MODEL = "judge-1"
+PATIENCE = 60.0
+"""Seconds after which something that has not happened is taken for one that does not."""
 Asked = tuple[str, str, str]
 Plan = Callable[[int, Asked], str]
 
@@ -48,6 +50,8 @@ class JudgeServer:
         delivered: ordered pairs whose verdict was written out whole, in order.
         requests: how often each ordered pair was asked for.
         most_at_once: requests in flight at the same time, at the most.
+        open: connections that have been accepted and not yet been left.
+        lock: of what it has seen; told whenever a connection ends.
     """
 
     plan: Plan = well
@@ -61,11 +65,22 @@ class JudgeServer:
     times: list[float] = attrs.field(factory=list)
     in_flight: int = 0
     most_at_once: int = 0
-    lock: Any = attrs.field(factory=threading.Lock, repr=False)
+    open: int = 0
+    lock: threading.Condition = attrs.field(factory=threading.Condition, repr=False)
 
     @property
     def given(self) -> Counter[Asked]:
         return Counter(self.delivered)
+
+    def settle(self) -> None:
+        """Wait until replies to clients that have died are written, or found to have nobody to go to."""
+        host, _, port = self.url.removeprefix("http://").partition("/")[0].partition(":")
+        # Connections are accepted in the order in which they were made: once this one is, so are all before it.
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as last:
+            last.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert last.recv(1)
+        with self.lock:
+            assert self.lock.wait_for(lambda: not self.open, PATIENCE), f"{self.open} connections are open"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -76,8 +91,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        judge = self.judge
+        length = int(self.headers["content-length"])
+        read = self.rfile.read(length)
+        if len(read) < length:  # its sender was killed in the middle
+            self.close_connection = True
+            return
+        body, judge = json.loads(read), self.judge
         asked = _question(body)
         with judge.lock:
             judge.requests[asked] += 1
@@ -200,6 +219,18 @@ def _question(body: dict[str, Any]) -> Asked:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # with the 5 that are usual, the kernel itself turns connections away
+    judge: JudgeServer
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.judge.lock:
+            self.judge.open += 1
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self.judge.lock:
+            self.judge.open -= 1
+            self.judge.lock.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # a client that was killed
@@ -211,6 +242,7 @@ def judge_server(**told: Any) -> Iterator[JudgeServer]:
     judge = JudgeServer(**told)
     handler = type("Handler", (_Handler,), {"judge": judge})
     server = _Server(("127.0.0.1", 0), handler)
+    server.judge = judge
     judge.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from nlhf_zoo.cli.solve import SolveOptions
 from nlhf_zoo.cli.train import VERB as TRAIN
 from nlhf_zoo.plain import plain
 from nlhf_zoo.training.config import TrainConfig
+from tests.third_party import ThirdParty
 
 COMMAND = Path(sys.executable).with_name("nlhf-zoo")
 VERBS = ("list", "solve", "train", "check")
@@ -158,48 +158,42 @@ def test_list_says_why_a_backend_is_missing(
     assert "its update inverts the matrix" in shown
 
 
-@pytest.fixture
-def third_party(tmp_path: Path) -> dict[str, str]:
-    """The environment with two more plugins installed: one that does not load, and one that is wrong."""
-    site = tmp_path / "site"
-    info = site / "others-2.5.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 2.5\n")
-    (info / "entry_points.txt").write_text("[nlhf_zoo]\nhalf_done = others_broken\nwrong = others_wrong\n")
-    (site / "others_broken.py").write_text("raise RuntimeError('no licence found')\n")
-    (site / "others_wrong.py").write_text(
-        "import attrs\n"
-        "from nlhf_zoo import Guarantee, Solver, Update, contraction, hookimpl\n"
-        "@attrs.frozen\n"
-        "class Lazy(Solver):\n"
-        "    name, summary, needs_beta = 'lazy', 'claims to halve the distance, and stays', True\n"
-        "    guarantees = (Guarantee(metric='kl', bound=contraction(0.5), source='nowhere'),)\n"
-        "    def propose(self, game, state):\n"
-        "        return Update(start=state.current, opponent=state.current, anchors=[(state.current, 1e12)])\n"
-        "    def accept(self, game, state, outcome):\n"
-        "        return state.next(current=outcome.policy)\n"
-        "@hookimpl\n"
-        "def nlhf_zoo_solvers():\n"
-        "    return [Lazy]\n"
-    )
-    return {**os.environ, "PYTHONPATH": str(site)}
+LAZY = """
+import attrs
+from nlhf_zoo import Guarantee, Solver, Update, contraction, hookimpl
+
+@attrs.frozen
+class Lazy(Solver):
+    name, summary, needs_beta = "lazy", "claims to halve the distance, and stays", True
+    guarantees = (Guarantee(metric="kl", bound=contraction(0.5), source="nowhere"),)
+    def propose(self, game, state):
+        return Update(start=state.current, opponent=state.current, anchors=[(state.current, 1e12)])
+    def accept(self, game, state, outcome):
+        return state.next(current=outcome.policy)
+
+@hookimpl
+def nlhf_zoo_solvers():
+    return [Lazy]
+"""
 
 
-def test_broken_plugin_is_listed_with_its_reason(third_party: dict[str, str]) -> None:
-    done = subprocess.run([COMMAND, "list", "--json"], capture_output=True, text=True, env=third_party)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_broken_plugin_is_listed_with_its_reason(third_party: ThirdParty) -> None:
+    third_party.install("others", version="2.5", half_done="raise RuntimeError('no licence found')", wrong=LAZY)
+    done = third_party.run("list", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
     (broken,) = found["broken"]
     assert broken == {"plugin": "half_done", "distribution": "others", "error": "RuntimeError: no licence found"}
     (lazy,) = (solver for solver in found["solvers"] if solver["name"] == "lazy")
     assert (lazy["distribution"], lazy["version"]) == ("others", "2.5")
 
 
-def test_a_wrong_solver_fails_the_check_with_exit_code_1(third_party: dict[str, str]) -> None:
-    argv = [COMMAND, "check", "lazy", "--only", "stays-normalised-and-finite,last-iterate-meets-its-bound"]
-    done = subprocess.run([*argv, "--examples", "4", "--json"], capture_output=True, text=True, env=third_party)
-    assert done.returncode == 1, done.stderr
-    found = json.loads(done.stdout)
+def test_a_wrong_solver_fails_the_check_with_exit_code_1(third_party: ThirdParty) -> None:
+    third_party.install("others", wrong=LAZY)
+    argv = ["check", "lazy", "--only", "stays-normalised-and-finite,last-iterate-meets-its-bound", "--examples", "4"]
+    done = third_party.run(*argv, "--json")
+    assert done.code == 1, done.err
+    found = json.loads(done.out)
     assert [result["status"] for result in found["results"]] == ["passed", "failed"]
     assert found["results"][1]["detail"]
     assert found["results"][1]["counterexample"]
@@ -550,10 +544,11 @@ def test_bad_arguments(argv: str, words: str, capsys: pytest.CaptureFixture[str]
     assert words in fault(capsys, *argv.split())
 
 
-def test_console_script_gives_exit_code_and_one_line(folder: Path) -> None:
-    done = subprocess.run([COMMAND, "solve", "--game", "nowhere.csv", "--json"], capture_output=True, text=True)
+def test_console_script_gives_exit_code_and_one_line() -> None:
+    """Of what is found before anything heavy is imported; the rest is the same `main`."""
+    done = subprocess.run([COMMAND, "solve", "--steps", "many", "--json"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "nlhf-zoo: nowhere.csv: no such file; check the path\n"
+    assert done.stderr == "nlhf-zoo: --steps must be a whole number, got 'many'\n"
 
 
 # --- what may happen on the way

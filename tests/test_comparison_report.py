@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from nlhf_zoo.report.cycles import three_cycles
 from nlhf_zoo.report.latex import latex_table
 from nlhf_zoo.report.palette import Palette
 from nlhf_zoo.report.reading import read_comparison
+from tests.browsing import visits
 from tests.comparison_folder import LADDER, add_language, build, random_game
 from tests.test_report import NASTY, Page
 
@@ -268,30 +268,30 @@ def test_latex_table_is_escaped_and_balanced(made: Path):
 # --- in a browser
 
 
-@functools.cache
-def written(made: Path) -> Path:
-    return write_comparison(made)
+@pytest.fixture(scope="module")
+def opened(browser: Any, made: Path):
+    """The page, opened once, as that takes seconds; no test looks at what another leaves changed."""
+    with visits(browser, made) as go:
+        yield go(write_comparison(made))
 
 
-def test_browser_filters_a_solver_on_the_whole_page(visit: Any, made: Path):
-    page = visit(written(made))
-    assert page.title() != "owned"
-    rows = page.locator("tr[data-group=nash_mp]")
+def test_browser_filters_a_solver_on_the_whole_page(opened: Any):
+    assert opened.title() != "owned"
+    rows = opened.locator("tr[data-group=nash_mp]")
     assert rows.count() == 5  # over all games, on each, and in the pools of two judges
-    boxes = page.get_by_role("checkbox", name="nash_mp", exact=True)
+    boxes = opened.get_by_role("checkbox", name="nash_mp", exact=True)
     boxes.first.uncheck(force=True)
     assert all(not row.is_visible() for row in rows.all())
     assert not any(box.is_checked() for box in boxes.all())
     hidden = "document.querySelector('.plot').data.filter((trace) => trace.visible === false).length"
-    assert page.evaluate(hidden) == 3
+    assert opened.evaluate(hidden) == 3
     boxes.nth(1).check(force=True)
     assert rows.first.is_visible()
-    assert page.evaluate(hidden) == 0
+    assert opened.evaluate(hidden) == 0
 
 
-def test_browser_sorts_the_final_table_by_click_and_key(visit: Any, made: Path):
-    page = visit(written(made))
-    table = page.locator("table").nth(1)
+def test_browser_sorts_the_final_table_by_click_and_key(opened: Any):
+    table = opened.locator("table").nth(1)
     gap = table.get_by_role("button", name="Duality gap")
     values = "rows => rows.map((row) => Number(row.cells[at].dataset.value))"
     at = table.locator("thead th").all_inner_texts()
@@ -304,26 +304,24 @@ def test_browser_sorts_the_final_table_by_click_and_key(visit: Any, made: Path):
     assert shown() == sorted(shown())
     assert table.locator("thead th").nth(column).get_attribute("aria-sort") == "ascending"
     gap.focus()
-    page.keyboard.press("Enter")
+    opened.keyboard.press("Enter")
     assert shown() == sorted(shown(), reverse=True)
     assert shown() != sorted(shown())
 
 
-def test_browser_shows_values_under_the_pointer(visit: Any, made: Path):
-    page = visit(written(made))
-    plot = page.locator(".plot").first
+def test_browser_shows_values_under_the_pointer(opened: Any):
+    plot = opened.locator(".plot").first
     plot.scroll_into_view_if_needed()
     point = plot.locator(".scatterlayer .points path.point").last
     box = point.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     label = plot.locator(".hoverlayer .hovertext")
     label.first.wait_for(state="attached")
     assert re.search(r"over seeds.*steps \d+, queries \d+", label.first.text_content(), re.DOTALL)
 
 
-def test_browser_outlines_the_chosen_cycle(visit: Any, made: Path):
-    page = visit(written(made))
-    plot = page.locator(".plot[data-kind=matrix]").first
+def test_browser_outlines_the_chosen_cycle(opened: Any):
+    plot = opened.locator(".plot[data-kind=matrix]").first
     plot.scroll_into_view_if_needed()
     plot.locator(".main-svg").first.wait_for(state="attached")
     drawn = "plot => plot.layout.shapes.filter((shape) => shape.type === 'rect').map((shape) => [shape.y0, shape.x0])"
@@ -331,7 +329,7 @@ def test_browser_outlines_the_chosen_cycle(visit: Any, made: Path):
     assert len(cells) == 3
     values = plot.evaluate("plot => plot.data[0].z")
     assert all(values[int(row + 0.5)][int(column + 0.5)] > 0.5 for row, column in cells)
-    page.get_by_role("radio", name="none").first.check(force=True)
+    opened.get_by_role("radio", name="none").first.check(force=True)
     assert plot.evaluate(drawn) == []
 
 
@@ -360,14 +358,15 @@ CONTRASTS = r"""names => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_browser_text_stands_out(visit: Any, made: Path, scheme: str):
-    page = visit(written(made), scheme=scheme)
-    contrasts = page.evaluate(CONTRASTS, list(TEXTS))
+def test_browser_text_stands_out(opened: Any, scheme: str):
+    opened.emulate_media(color_scheme=scheme)
+    contrasts = opened.evaluate(CONTRASTS, list(TEXTS))
+    opened.emulate_media(color_scheme="light")
     assert {name: ratio for name, ratio in contrasts if ratio < 4.5} == {}
 
 
 def test_browser_fits_a_small_phone(visit: Any, made: Path):
-    page = visit(written(made), width=360)
+    page = visit(write_comparison(made), width=360)
     for details in page.locator("details").all():
         details.evaluate("details => { details.open = true; }")
     for plot in page.locator(".plot").all():

@@ -208,9 +208,7 @@ def environment(page: Path, tmp_path: Path) -> dict[str, str]:
         launcher.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "NLHF_ZOO"))}
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "1"}
-    return (
-        clean | offline | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    )
+    return clean | offline | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
 
 
 def running(page: Path) -> list[Block]:

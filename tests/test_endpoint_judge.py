@@ -370,7 +370,7 @@ class Nursery:
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "A_JUDGES_KEY": KEY}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "A_JUDGES_KEY": KEY}
     arguments = [sys.executable, "-c", NURSERY]
     with subprocess.Popen(arguments, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield Nursery(process)
@@ -395,7 +395,7 @@ def killed(nursery: Nursery, folder: Path, kills: int, count: int, concurrency: 
             time.sleep(chance.uniform(0, 0.05))
             os.kill(pid, signal.SIGKILL)
             assert nursery.wait() == (pid, -signal.SIGKILL), "it was over before it could be killed"
-            time.sleep(0.3)  # replies on their way are written, or found to have nobody to go to
+            server.settle()
             lives.append(len(server.delivered))
         pid = nursery.begin(server, folder / "v.sqlite", folder / "used", count, concurrency)
         assert nursery.wait() == (pid, 0)

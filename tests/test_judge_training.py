@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from nlhf_zoo.cli import main
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.oracles.failures import BudgetSpent
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.run import train
 from tests.judge_server import KEY, MODEL, JudgeServer, judge_server
-from tests.kills import run_whole
-from tests.test_training import command, folder, weights
-from tests.tiny_training import settings
+from tests.test_training import folder, weights
+from tests.tiny_training import command, settings
 
 __all__ = ["folder"]  # the fixture
 
@@ -65,16 +65,15 @@ def test_a_spent_budget_keeps_the_run_and_it_resumes_to_the_same_weights(
 
 
 def test_a_wrong_key_is_one_line_and_the_run_can_be_resumed(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     secret = "sk-a-key-that-is-refused"
     with judge_server(quality=letters) as server:
         arguments = command(folder, out, steps=1, eval_size=2, **paid(server))
         monkeypatch.setenv("A_JUDGES_KEY", secret)
-        log = tmp_path / "log"
-        assert run_whole(arguments, log) == 2, log.read_text()
-        shown = log.read_text()
+        assert main(arguments) == 2
+        shown = "".join(capfd.readouterr())
         assert "Traceback" not in shown
         (said,) = (line for line in shown.splitlines() if "nlhf-zoo:" in line)
         assert f"nlhf-zoo: judge {MODEL} at {server.url}: status 401" in said

@@ -7,51 +7,35 @@ import itertools
 import json
 import random
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 from nlhf_zoo.training.checkpoints import checkpoints_in, newest_checkpoint, step_of
+from tests import tiny_training
 from tests.judge_server import KEY, MODEL, judge_server
 from tests.kills import KILLED, STAGES, kill_at, kill_when, run_whole
-from tests.tiny_training import write_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = small_llama(byte_tokenizer(), hidden=16, layers=1, heads=2, seed=0)
-    return write_folder(tmp_path_factory.mktemp("kills"), network)
+    return tiny_training.write_folder(tmp_path_factory.mktemp("kills"), network)
+
+
+LEAN = {
+    **{"batch_size": 2, "num_samples": 2, "max_new_tokens": 4, "eval_size": 4, "logger": "none"},
+    # So that the optimizer and its schedule have something to lose.
+    **{"checkpoint_every": 1, "warmup_steps": 20, "weight_decay": 0.01},
+}
 
 
 def command(folder: Path, out: Path, *flags: str, **changes: Any) -> list[str]:
-    config = folder / f"{out.name}.yaml"
-    settings = {
-        "model": str(folder / "lm"),
-        "prompts": str(folder / "prompts.jsonl"),
-        "oracle": "callable",
-        "oracle_options": {"function": "tests.tiny_training:many_letters"},
-        "out": str(out),
-        "batch_size": 2,
-        "num_samples": 2,
-        "beta": 0.01,
-        "max_new_tokens": 4,
-        "learning_rate": 1e-3,
-        "warmup_steps": 20,
-        "weight_decay": 0.01,
-        "accelerator": "cpu",
-        "checkpoint_every": 1,
-        "eval_size": 4,
-        "logger": "none",
-        **changes,
-    }
-    config.write_text(yaml.safe_dump(settings))
-    return ["train", "--config", str(config), *flags]
+    return tiny_training.command(folder, out, *flags, **{**LEAN, **changes})
 
 
 def reached(out: Path) -> int:
@@ -142,7 +126,7 @@ def test_a_paid_judges_verdicts_outlive_the_kills_too(
             goal = len(server.delivered) + chance.randint(3, 18)
             code = kill_when(argv, lambda goal=goal: len(server.delivered) >= goal, chance.uniform(0, 0.1), log)
             assert code == KILLED, f"kill {kill}: {log.read_text()[-2000:]}"
-            time.sleep(0.3)  # replies on their way are written, or found to have nobody to go to
+            server.settle()
             lives.append(len(server.delivered))
         before = kept(broken)
         assert run_whole(argv, log) == 0, log.read_text()[-2000:]
@@ -161,16 +145,26 @@ def letters(text: str) -> float:
     return float(sum(c in "abcdefghij" for c in text))
 
 
+@pytest.fixture(scope="module")
+def six_steps(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    log = out.with_name("log")
+    assert run_whole(command(folder, out, steps=6), log) == 0, log.read_text()[-2000:]
+    return out
+
+
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage.startswith("checkpoint")])
-def test_a_kill_while_a_checkpoint_is_written_leaves_no_half_file(stage: str, folder: Path, tmp_path: Path) -> None:
+def test_a_kill_while_a_checkpoint_is_written_leaves_no_half_file(
+    stage: str, folder: Path, six_steps: Path, tmp_path: Path
+) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     assert kill_at(command(folder, out, steps=6), STAGES[stage], 3, log) == KILLED, log.read_text()[-2000:]
     for path in checkpoints_in(out):
         torch.load(path, weights_only=True)
     assert reached(out) == (3 if "older" in stage else 2)
     assert run_whole(command(folder, out, "--resume", steps=6), log) == 0, log.read_text()[-2000:]
-    assert run_whole(command(folder, tmp_path / "whole", steps=6), log) == 0
-    assert_same_end(tmp_path / "whole", out)
+    assert_same_end(six_steps, out)
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,9 @@ def test_there_are_enough_of_them() -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_solver_is_caught(name: str) -> None:
     solver, prop = MUTANTS[name]
-    result = check_property(solver, prop, shrink=False)
+    result = check_property(solver, prop, examples=10, shrink=False)
+    if result.status != "failed":  # as it does for the few that need many examples
+        result = check_property(solver, prop, shrink=False)
     assert result.status == "failed", f"{name} survives {prop}: {result.detail}"
     # An exception would be caught by anything; what is asked for is that the statement itself is refuted.
     assert not result.detail.startswith("it raised"), result.detail

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from nlhf_zoo.cli.main import main
 from nlhf_zoo.cli.new import project_files
+from tests.third_party import ThirdParty
 
 
 @pytest.fixture
@@ -94,28 +94,17 @@ def nlhf_zoo_solvers():
         (FORGETFUL.replace("def nlhf", "from nlhf_zoo import hookimpl\n@hookimpl\ndef nlhf"), ""),
     ],
 )
-def test_a_plugin_that_brings_nothing_is_told_why(tmp_path: Path, source: str, words: str) -> None:
-    (tmp_path / "look_ahead.py").write_text(source, encoding="utf-8")
-    info = tmp_path / "look_ahead-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: look-ahead\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[nlhf_zoo]\nlook_ahead = look_ahead\n", encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "nlhf_zoo", "check", "look-ahead", "--only", "declares_itself"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "NLHF_ZOO_PLUGINS": "look_ahead"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_a_plugin_that_brings_nothing_is_told_why(third_party: ThirdParty, source: str, words: str) -> None:
+    third_party.install("look-ahead", look_ahead=source)
+    done = third_party.run("check", "look-ahead", "--only", "declares_itself", only="look_ahead")
     if words:
-        assert done.returncode == 2
-        assert words in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        assert done.code == 2
+        assert words in done.err
+        assert len(done.err.splitlines()) == 1
     else:  # it is found, hyphens and all, and checked; its lines come one by one on stderr
-        assert done.returncode == 1
-        assert done.stderr.splitlines() == ["declares-itself: failed"]
-        assert "propose() must give an Update" in done.stdout
+        assert done.code == 1
+        assert done.err.splitlines() == ["declares-itself: failed"]
+        assert "propose() must give an Update" in done.out
 
 
 @pytest.mark.parametrize("name", ["nash_mp", "nash-mp", "My-Solver", "2x", "class", "json", "a b", "../x", ""])

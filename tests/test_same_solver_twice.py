@@ -7,7 +7,10 @@ What "the same" means: (a) the same gradient with respect to the response log-pr
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import pytest
@@ -150,22 +153,31 @@ def _copy(network, seed: int):
     return student
 
 
-@pytest.mark.parametrize("on_policy", [True, False], ids=["first batch", "later batch"])
-@pytest.mark.parametrize("size", SIZES[:2], ids=str)
-@pytest.mark.parametrize("name", SOLVERS)
-def test_sampled_gradient_is_unbiased(name: str, size: tuple[int, int, bool], on_policy: bool) -> None:
-    """Mean of 50 sampled gradients along 4 fixed directions, within 5 standard errors of the exact one.
+def sampled() -> Iterator[Any]:
+    """Solver, size, and whether the batch is the first of an update: the student is its start then.
 
-    Each is of a batch with every prompt three times, which costs little more than once. Student's law puts a false
-    alarm at 8e-6 a direction, 7e-4 over all cases of this test. The mixture of nash_md is sampled token by token,
-    which is the sequence-level mixture for one token only. In the first batch of an update the student is its start:
-    self-play and dropped anchors take their short cuts.
+    One token is enough for the short cuts of the first batch, which self-play and dropped anchors take; what is not
+    quick has them with two tokens, and later batches with one.
     """
-    if name == "nash_md" and size[1] > 1:
-        pytest.skip("token-level and sequence-level mixtures differ beyond one token, by construction")
+    for name, size, first in itertools.product(SOLVERS, SIZES[:2], (True, False)):
+        tokens = size[1]
+        if name == "nash_md" and tokens > 1:
+            continue  # its mixture is sampled token by token, which is the sequence-level one for one token only
+        quick = (tokens == 1) == first or name == "nash_md"
+        named = f"{name}-{size}-{'first' if first else 'later'} batch"
+        yield pytest.param(name, size, first, id=named, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "size", "first"), list(sampled()))
+def test_sampled_gradient_is_unbiased(name: str, size: tuple[int, int, bool], first: bool) -> None:
+    """Mean of 20 sampled gradients along 4 fixed directions, within 6 standard errors of the exact one.
+
+    Each is of a batch with every prompt eight times, which costs little more than once. Student's law puts a false
+    alarm at 9e-6 a direction, 8e-4 over all cases of this test.
+    """
     case = pair(*size)
     _, update = propose(name, case)
-    if on_policy:
+    if first:
         student = update.start
         student.network.requires_grad_(True)
     else:
@@ -189,18 +201,24 @@ def test_sampled_gradient_is_unbiased(name: str, size: tuple[int, int, bool], on
 
     payoff = exact_payoff(student, update, case.model, prompts, responses)
     exact = along(exact_objective(student, update, case.model, prompts, responses, payoff).loss)
-    batch = case.policy.encode(PROMPTS * 3)
+    batch = case.policy.encode(PROMPTS * 8)
     samples = torch.stack(
-        [along(sampled_objective(student, update, case.model, batch, 24, generator).loss) for _ in range(50)]
+        [along(sampled_objective(student, update, case.model, batch, 24, generator).loss) for _ in range(20)]
     )
     error = (samples.mean(0) - exact).abs()
     standard_error = samples.std(0) / math.sqrt(len(samples))
-    assert bool((error <= 5 * standard_error).all()), (samples.mean(0), exact, standard_error)
+    assert bool((error <= 6 * standard_error).all()), (samples.mean(0), exact, standard_error)
     assert bool((exact.abs() > 3 * standard_error).any()), "the test is blind: noise drowns the gradient"
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", SOLVERS)
+def converged() -> Iterator[Any]:
+    """Solver and size. Two tokens are enough for unlike lengths; an implicit step takes long with more than one."""
+    for name, size in itertools.product(SOLVERS, [*SIZES, (3, 2, True)]):
+        quick = size == SIZES[0] or (size == (3, 2, True) and name != "exact_prox")
+        yield pytest.param(name, size, id=f"{name}-{size}", marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "size"), list(converged()))
 def test_inner_loop_ends_at_the_closed_form(name: str, size: tuple[int, int, bool]) -> None:
     case = pair(*size)
     mine, other = propose(name, case)
@@ -210,9 +228,10 @@ def test_inner_loop_ends_at_the_closed_form(name: str, size: tuple[int, int, boo
     assert float(span(exact.log_probs, case.tables(got)).max()) <= 3e-3
 
 
+@pytest.mark.parametrize("size", [SIZES[0], pytest.param(SIZES[1], marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "nash_mp practical"])
-def test_same_sequence_of_policies(name: str) -> None:
-    case = pair(3, 2, False)
+def test_same_sequence_of_policies(name: str, size: tuple[int, int, bool]) -> None:
+    case = pair(*size)
     solver = configure(name, **SOLVERS[name])
     mine = solver.init(case.table, TabularPolicy(case.tables(case.policy)))
     other = solver.init(case.model, case.policy)

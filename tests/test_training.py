@@ -19,13 +19,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from nlhf_zoo import BadInput, solvers
 from nlhf_zoo.cli import main
 from nlhf_zoo.llm.loading import load_causal_lm
-from nlhf_zoo.training.checkpoints import checkpoints_in, step_of
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.run import train
 from nlhf_zoo.training.stream import prompt_order
 from tests.kills import KILLED, kill_when, run_whole
-from tests.tiny_training import many_letters, settings, write_folder
+from tests.test_kills import assert_same_end, reached
+from tests.tiny_training import command, many_letters, settings, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +141,6 @@ def recorded_rates() -> Iterator[list[float]]:
         handle.remove()
 
 
-def command(folder: Path, out: Path, **changes: Any) -> list[str]:
-    config = out.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(settings(folder, out, **changes)))
-    return ["train", "--config", str(config)]
-
-
 def killed_and_resumed(folder: Path, tmp_path: Path, kills: int, **changes: Any) -> None:
     chance = random.Random(5)
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
@@ -154,24 +148,16 @@ def killed_and_resumed(folder: Path, tmp_path: Path, kills: int, **changes: Any)
     length = {"steps": steps, "checkpoint_every": 1, **changes}
     assert run_whole(command(folder, whole, **length), log) == 0, log.read_text()[-2000:]
 
-    def reached() -> int:
-        return max((step_of(path) for path in checkpoints_in(broken)), default=0)
-
     for kill in range(kills):
         arguments = command(folder, broken, **length, resume=kill > 0)
         # A checkpoint early in the run's next stretch, and a moment later: most of the stretch is left.
-        least = reached() + chance.randint(1, 4)
-        code = kill_when(arguments, lambda least=least: reached() >= least, chance.uniform(0, 0.1), log)
+        least = reached(broken) + chance.randint(1, 4)
+        code = kill_when(arguments, lambda least=least: reached(broken) >= least, chance.uniform(0, 0.1), log)
         assert code == KILLED, log.read_text()[-2000:]
-    assert 0 < reached() < steps, "the run was over before it could be killed"
+    assert 0 < reached(broken) < steps, "the run was over before it could be killed"
     assert not (broken / "policy").exists()
     assert run_whole(command(folder, broken, **length, resume=True), log) == 0, log.read_text()[-2000:]
-
-    first, second = (json.loads((out / "result.json").read_text()) for out in (whole, broken))
-    for key in ("queries", "tokens_generated", "solver_steps", "win_rate", "kl_to_reference"):
-        assert first[key] == second[key], key
-    one, two = weights(whole), weights(broken)
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert_same_end(whole, broken)
 
 
 def test_killed_run_resumes_to_identical_weights(folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from nlhf_zoo.training.watching.divergence import Diverged
 from nlhf_zoo.training.watching.history import History, swings
 from nlhf_zoo.training.watching.signatures import REMEDIES, RULES, Limits, exploding
 from nlhf_zoo.training.watching.watcher import Watcher, read_warnings
+from tests.tiny_training import settings
 
 LIMITS = Limits()
 
@@ -243,26 +244,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, out: Path, judge: str = "letters", start: str = "lm", **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
+    length = {"steps": 60, "eval_every": 15, "eval_size": 32, "checkpoint_every": 20}
+    mine = {
         "model": str(folder / start),
-        "prompts": str(folder / "prompts.jsonl"),
-        "oracle": "callable",
         "oracle_options": {"function": f"tests.test_watching:{judge}"},
-        "out": str(out),
-        "steps": 60,
-        "batch_size": 4,
         "num_samples": 4,
-        "beta": 0.01,
-        "max_new_tokens": 6,
         "learning_rate": 1e-2,
-        "accelerator": "cpu",
-        "eval_every": 15,
-        "eval_size": 32,
         "logger": "none",
-        "checkpoint_every": 20,
-        **changes,
     }
-    return train(TrainConfig(**settings))
+    return train(TrainConfig(**settings(folder, out, **{**length, **mine, **changes})))
 
 
 def signatures(result: dict[str, Any]) -> list[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
 
-__all__ = ["many_letters", "settings", "write_folder"]
+__all__ = ["command", "many_letters", "settings", "write_folder"]
 
 
 def many_letters(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
@@ -48,3 +49,10 @@ def settings(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "logger": "csv",
         **changes,
     }
+
+
+def command(folder: Path, out: Path, *flags: str, **changes: Any) -> list[str]:
+    """The arguments of `nlhf-zoo` for such a training, its settings in a file beside `out`."""
+    config = out.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(settings(folder, out, **changes)))
+    return ["train", "--config", str(config), *flags]
