@@ -13,11 +13,25 @@ from torch import Tensor
 
 from nlhf_zoo.metrics import duality_gap
 
-__all__ = ["Payoffs", "Point"]
+__all__ = ["Array", "Payoffs", "Point", "here", "there"]
+
+Array = np.ndarray
 
 _ROWS = 64
+_BY_NUMPY = 8192
 _NARROW = 512
 _NEGLIGIBLE = 1e-20
+
+
+def here(x: Tensor) -> Array:
+    """The tensor as numpy sees it; without the calls of torch that can be spared, each a tenth of a small pass."""
+    return x.numpy() if x.is_cpu else x.cpu().numpy()
+
+
+def there(x: Array, device: torch.device) -> Tensor:
+    """The array as a tensor on that device."""
+    tensor = torch.from_numpy(x)
+    return tensor if device.type == "cpu" else tensor.to(device)
 
 
 @attrs.frozen(eq=False)
@@ -92,6 +106,27 @@ class Payoffs:
         for start in range(0, len(p), _ROWS):
             torch.mv(self.matrix[start : start + _ROWS].to(p.dtype), p, out=u[start : start + _ROWS])
         return u
+
+    @functools.cached_property
+    def _whole(self) -> Array | None:
+        return self.matrix.numpy() if self.matrix.dtype == torch.float64 and self.matrix.is_cpu else None
+
+    def product(self, p: Array) -> Array:
+        """(..., Y) P p, of arrays: where games are small, numpy's calls cost a third of torch's."""
+        whole, half = self._whole, -(-p.shape[-1] // 2)
+        if whole is None or whole.ndim > 2 or half * len(p) > _BY_NUMPY:
+            return here(self.of(there(p, self.matrix.device)))
+        # In two, so that numpy's own threads, which would fight with torch's, have too little to do.
+        u = np.empty_like(p)
+        np.dot(whole[:half], p, out=u[:half])
+        np.dot(whole[half:], p, out=u[half:])
+        return u
+
+    def block(self, rows: slice, columns: slice) -> Array:
+        """(m, n) those rows and columns of P - 1/2; a single game's."""
+        if self._whole is not None:
+            return self._whole[rows, columns] - 0.5
+        return here(self.matrix[rows, columns].double()) - 0.5
 
     def change(self, x: Tensor) -> Tensor:
         """(..., Y) (P - 1/2) x, what a change x of the policy does to its payoffs."""
