@@ -69,7 +69,7 @@ def _newton_step(payoffs: Payoffs, systems: Systems, point: Point) -> Tensor:
     # An error of dp comes back in the residual as much as 1 / beta times larger.
     accuracy = max(1e-10, min(1e-2, float(point.size.amax())) * min(1.0, 100 * beta))
     dp, _ = systems.solve(here(-beta * point.r), 0.0, accuracy)
-    dz = payoffs.change(there(dp, point.r.device)) / beta - point.r
+    dz = payoffs.change(there(dp, point.r)) / beta - point.r
     return dz - (point.p * dz).sum(-1, keepdim=True)
 
 

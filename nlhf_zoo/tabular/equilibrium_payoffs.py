@@ -18,7 +18,8 @@ __all__ = ["Array", "Payoffs", "Point", "here", "there"]
 Array = np.ndarray
 
 _ROWS = 64
-_BY_NUMPY = 8192
+_BY_NUMPY = 1024
+_BLOCK = 8192
 _NARROW = 512
 _NEGLIGIBLE = 1e-20
 
@@ -28,10 +29,9 @@ def here(x: Tensor) -> Array:
     return x.numpy() if x.is_cpu else x.cpu().numpy()
 
 
-def there(x: Array, device: torch.device) -> Tensor:
-    """The array as a tensor on that device."""
-    tensor = torch.from_numpy(x)
-    return tensor if device.type == "cpu" else tensor.to(device)
+def there(x: Array, like: Tensor) -> Tensor:
+    """The array as a tensor on the device of that one."""
+    return torch.from_numpy(x) if like.is_cpu else torch.from_numpy(x).to(like.device)
 
 
 @attrs.frozen(eq=False)
@@ -111,15 +111,28 @@ class Payoffs:
     def _whole(self) -> Array | None:
         return self.matrix.numpy() if self.matrix.dtype == torch.float64 and self.matrix.is_cpu else None
 
+    @functools.cached_property
+    def _blocks(self) -> tuple[Array, Array] | None:
+        """(B, b, Y) rows of a matrix that is not large, and those left over.
+
+        A product with one block is too small a task for numpy's own threads, which would fight with torch's.
+        """
+        whole = self._whole
+        if whole is None or whole.ndim > 2 or self.size > _BY_NUMPY or not whole.flags.c_contiguous:
+            return None
+        rows = -(-self.size // -(-whole.size // _BLOCK))
+        end = self.size // rows * rows
+        return whole[:end].reshape(-1, rows, self.size), whole[end:]
+
     def product(self, p: Array) -> Array:
-        """(..., Y) P p, of arrays: where games are small, numpy's calls cost a third of torch's."""
-        whole, half = self._whole, -(-p.shape[-1] // 2)
-        if whole is None or whole.ndim > 2 or half * len(p) > _BY_NUMPY:
-            return here(self.of(there(p, self.matrix.device)))
-        # In two, so that numpy's own threads, which would fight with torch's, have too little to do.
-        u = np.empty_like(p)
-        np.dot(whole[:half], p, out=u[:half])
-        np.dot(whole[half:], p, out=u[half:])
+        """(..., Y) P p, of arrays: numpy's calls cost a third of torch's, which is felt up to a thousand responses."""
+        if self._blocks is None:
+            return here(self.of(there(p, self.matrix)))
+        blocks, rest = self._blocks
+        u, end = np.empty_like(p), len(p) - len(rest)
+        np.matmul(blocks, p, out=u[:end].reshape(blocks.shape[:2]))
+        if len(rest):
+            np.matmul(rest, p, out=u[end:])
         return u
 
     def block(self, rows: slice, columns: slice) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import numpy as np
 
@@ -31,11 +33,8 @@ def on_range(passes: Passes, enough: float) -> Array | None:
     if found is None:
         return None
     equations = _Equations(passes.log_reference, *found, max(0.3 * enough**0.5, _SMALLEST_STEP))
-    try:
-        logits = _falling(equations, passes.beta, passes.beta)
-        return _falling(equations, max(1.0, passes.beta), passes.beta) if logits is None else logits
-    except np.linalg.LinAlgError:  # not finite, or singular
-        return None
+    logits = _falling(equations, passes.beta, passes.beta)
+    return _falling(equations, max(1.0, passes.beta), passes.beta) if logits is None else logits
 
 
 def _rows_that_span(payoffs: Payoffs) -> tuple[Array, Array] | None:
@@ -88,30 +87,32 @@ class _Equations:
 
 
 def _falling(equations: _Equations, beta: float, goal: float) -> Array | None:
-    c = np.zeros(len(equations.basis))
+    c, p = np.zeros(len(equations.basis)), np.exp(equations.log_reference)
     while True:
-        found = _solved(equations, c, beta)
+        found = _solved(equations, c, p, beta)
         if found is None:
             return None
         c, logits = found
         if beta <= goal:
             return logits
         beta = max(goal, beta / 8)
+        _, p = normalised(equations.log_reference + c @ equations.basis / beta)
 
 
-def _solved(equations: _Equations, c: Array, beta: float) -> tuple[Array, Array] | None:
+def _solved(equations: _Equations, c: Array, p: Array, beta: float) -> tuple[Array, Array] | None:
+    """c and the logits of p(c), from a c and its p (Y,)."""
     basis, skew, log_reference = equations.basis, equations.skew, equations.log_reference
-    slopes = basis / beta
-    _, p = normalised(log_reference + c @ slopes)
-    mean = basis @ p
+    slopes, mean = basis / beta, basis @ p
     g = mean + skew @ c
     value = float(g @ g)
     for _ in range(_MOST_STEPS):
-        step = np.linalg.solve((basis * p) @ slopes.T - mean[:, None] * (mean / beta) + skew, -g)
+        step = _solution(((basis - mean[:, None]) * p) @ slopes.T + skew, -g)
+        if step is None:
+            return None
         # What is left of a small step is its square.
-        last, length = sum(map(abs, step.tolist())) <= equations.small * beta, 1.0
+        last, length = sum(map(abs, step)) <= equations.small * beta, 1.0
         while True:
-            trial = c + length * step
+            trial = c + [length * x for x in step]
             logits = log_reference + trial @ slopes
             if last:
                 return trial, logits
@@ -126,3 +127,25 @@ def _solved(equations: _Equations, c: Array, beta: float) -> tuple[Array, Array]
                 return None
         c, g, value = trial, g_trial, value_trial
     return None
+
+
+def _solution(matrix: Array, right: Array) -> list[float] | None:
+    """Of two to six equations, by elimination in Python, where numpy's solver takes longer to begin.
+
+    `None` where it is singular, or not finite.
+    """
+    rows = [[*row, last] for row, last in zip(matrix.tolist(), right.tolist(), strict=True)]
+    for k in range(len(rows)):
+        at = max(range(k, len(rows)), key=lambda i: abs(rows[i][k]))
+        rows[k], rows[at] = rows[at], rows[k]
+        top = rows[k]
+        if not 0 < abs(top[k]) < math.inf:
+            return None
+        for i in range(k + 1, len(rows)):
+            factor = rows[i][k] / top[k]
+            rows[i] = [x - factor * y for x, y in zip(rows[i], top, strict=True)]
+    found: list[float] = []
+    for k in reversed(range(len(rows))):
+        known = sum(x * y for x, y in zip(rows[k][k + 1 : -1], found, strict=True))
+        found.insert(0, (rows[k][-1] - known) / rows[k][k])
+    return found

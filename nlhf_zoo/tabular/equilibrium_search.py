@@ -106,7 +106,7 @@ def _single(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effo
         if not done:
             seen = _led(passes, seen, enough, effort)
         gap = passes.gap(seen)
-    return Found(there(seen.z, matrix.device), np.asarray(gap), np.asarray(seen.size))
+    return Found(there(seen.z, matrix), np.asarray(gap), np.asarray(seen.size))
 
 
 def _first(passes: Passes, enough: float, effort: Effort) -> tuple[Seen, bool]:
@@ -175,7 +175,7 @@ def _attempt(
     systems = systems_of(some)
     if level is not None:
         with np.errstate(all="ignore"):
-            start = some.at(there(interior(some, systems, level), start.z.device))
+            start = some.at(there(interior(some, systems, level), start.z))
     found, done = newton(some, systems, start, enough)
     effort.systems += systems.solved
     effort.reached("newton" if systems.solved else "fixed point")

@@ -29,7 +29,6 @@ class DenseSystems:
     """
 
     def __init__(self, payoffs: Payoffs) -> None:
-        self._device = payoffs.log_reference.device
         self._skew = payoffs.matrix - 0.5
         self._ones: Array | None = None
         self.solved = 0
@@ -42,7 +41,7 @@ class DenseSystems:
         self.solved += 1
 
     def _factored(self, q: Array) -> tuple[Tensor, Tensor]:
-        scale = there(q, self._device)
+        scale = there(q, self._skew)
         # I + K row by row is, K being skew, the transpose of I - K: column-major, as LAPACK wants it.
         rows = self._skew * scale.unsqueeze(-2)
         rows *= scale.unsqueeze(-1)
@@ -53,7 +52,7 @@ class DenseSystems:
         """x (..., Y) and v (..., 1); `accuracy` is what an iterative solver would need to be told."""
         columns = [g, np.ones_like(g)] if self._ones is None else [g]
         q = self._q[..., None]
-        found = q * here(torch.linalg.lu_solve(*self._factors, there(q * np.stack(columns, -1), self._device)))
+        found = q * here(torch.linalg.lu_solve(*self._factors, there(q * np.stack(columns, -1), self._skew)))
         if self._ones is None:
             self._ones = found[..., 1]
             self._sum = np.add.reduce(self._ones, -1, keepdims=True)
@@ -77,7 +76,6 @@ class SparedSystems:
 
     def __init__(self, payoffs: Payoffs) -> None:
         self._payoffs = payoffs
-        self._device = payoffs.log_reference.device
         self._factors: tuple[Tensor, Tensor] | None = None
         self._tired, self._bare = False, 0
         self.solved = 0
@@ -97,7 +95,7 @@ class SparedSystems:
 
     def _factor(self, everything: bool = False) -> None:
         self._factors, self._tired = None, False  # frees the last ones before the next are made
-        h = there(self._h, self._device)
+        h = there(self._h, self._payoffs.matrix)
         index = torch.arange(len(h), device=h.device) if everything else _mattering(h)
         size, whole = len(index), len(index) == len(h)
         dtype = torch.float64 if size <= _DENSE else torch.float32
@@ -209,7 +207,7 @@ class SparedSystems:
         y = w.copy()
         part = w[self._index]
         size = max(float(np.abs(part).max()), float(np.finfo(w.dtype).tiny))
-        scaled = there(part / size, self._device).to(lu.dtype)
+        scaled = there(part / size, lu).to(lu.dtype)
         solution = torch.linalg.lu_solve(lu, pivots, scaled.unsqueeze(-1)).squeeze(-1)
         y[self._index] = here(solution) * size
         return y
