@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlhf_zoo.tabular.equilibrium_payoffs import Array, Payoffs, here, there
+from nlhf_zoo.tabular.equilibrium_payoffs import Array, Payoffs, here, roomy, there
 
 __all__ = ["DenseSystems", "SparedSystems", "Systems"]
 
@@ -101,7 +101,7 @@ class SparedSystems:
         dtype = torch.float64 if size <= _DENSE else torch.float32
         mine = h[index].sqrt()
         # I + K row by row is, K being skew, the transpose of I - K: column-major, as LAPACK wants it.
-        rows = _empty(size, dtype, h.device)
+        rows = roomy(size, h, dtype)
         for start in range(0, size, _ROWS):
             part = slice(start, start + _ROWS)
             block = self._payoffs.matrix[part] if whole else self._payoffs.matrix[index[part]][:, index]
@@ -211,13 +211,6 @@ class SparedSystems:
         solution = torch.linalg.lu_solve(lu, pivots, scaled.unsqueeze(-1)).squeeze(-1)
         y[self._index] = here(solution) * size
         return y
-
-
-def _empty(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.empty(size, size, dtype=dtype, device=device)
-    # numpy asks for huge pages, which saves half of the time of filling it.
-    return torch.from_numpy(np.empty((size, size), np.float64 if dtype == torch.float64 else np.float32))
 
 
 Systems = DenseSystems | SparedSystems
