@@ -13,7 +13,7 @@ from nlhf_zoo.tabular.equilibrium_payoffs import Array, Payoffs, here, roomy, th
 __all__ = ["DenseSystems", "SparedSystems", "Systems"]
 
 _DENSE = 512
-_ROWS = 64
+_ROWS = 32
 _PATIENCE = 30
 _PATIENCE_BARE = 60
 _TIRING = 12
@@ -97,15 +97,21 @@ class SparedSystems:
         self._factors, self._tired = None, False  # frees the last ones before the next are made
         h = there(self._h, self._payoffs.matrix)
         index = torch.arange(len(h), device=h.device) if everything else _mattering(h)
-        size, whole = len(index), len(index) == len(h)
+        size = len(index)
         dtype = torch.float64 if size <= _DENSE else torch.float32
         mine = h[index].sqrt()
         # I + K row by row is, K being skew, the transpose of I - K: column-major, as LAPACK wants it.
-        rows = roomy(size, h, dtype)
+        rows, given = roomy(size, h, dtype), self._payoffs.matrix
+        # A few rows at a time, always in the same place: malloc may keep what it is given back.
+        whole, chosen = given.new_empty(_ROWS, len(h)), given.new_empty(_ROWS, size)
+        block = h.new_empty(_ROWS, size)
         for start in range(0, size, _ROWS):
-            part = slice(start, start + _ROWS)
-            block = self._payoffs.matrix[part] if whole else self._payoffs.matrix[index[part]][:, index]
-            rows[part] = ((block.double() - 0.5) * mine * mine[part].unsqueeze(-1)).to(dtype)
+            some = index[start : start + _ROWS]
+            count = len(some)
+            torch.index_select(given, 0, some, out=whole[:count])
+            torch.index_select(whole[:count], 1, index, out=chosen[:count])
+            block[:count].copy_(chosen[:count]).sub_(0.5).mul_(mine).mul_(mine[start : start + count].unsqueeze(-1))
+            rows[start : start + count].copy_(block[:count])
         rows.diagonal().add_(1)
         matrix, pivots = rows.mT, torch.empty(size, dtype=torch.int32, device=h.device)
         info = torch.empty((), dtype=torch.int32, device=h.device)
