@@ -21,6 +21,7 @@ Array = np.ndarray
 _ROWS = 32
 _BY_NUMPY = 1024
 _BLOCK = 8192
+_OWN_PAGES = 2**24
 _NARROW = 512
 _NEGLIGIBLE = 1e-20
 
@@ -38,12 +39,15 @@ def there(x: Array, like: Tensor) -> Tensor:
 def roomy(size: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """(size, size) not initialised, on the device of that tensor.
 
-    In the host's memory it has pages of its own: huge ones, which saves half of the time of filling it, and given back
-    to the system when it is freed, which malloc leaves to chance.
+    In the host's memory in huge pages, which saves half of the time of filling it (numpy asks for them, torch does
+    not). What is large has pages of its own, given back to the system when it is freed: malloc leaves that to chance.
     """
     if not like.is_cpu:
         return torch.empty(size, size, dtype=dtype, device=like.device)
-    pages = mmap.mmap(-1, size * size * dtype.itemsize)
+    count = size * size * dtype.itemsize
+    if count < _OWN_PAGES:
+        return torch.from_numpy(np.empty(count, np.uint8)).view(dtype).view(size, size)
+    pages = mmap.mmap(-1, count)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(size, size)
