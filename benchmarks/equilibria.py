@@ -21,6 +21,7 @@ import importlib.util
 import multiprocessing as mp
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -36,6 +37,7 @@ from benchmarks.equilibrium_peers import NEEDS, PEERS, TOLD, UNTOLD
 KINDS = ("random", "low_rank", "real")
 SIZES = (10, 100, 1000, 4000)
 BETAS = (1.0, 0.1, 0.01, 1e-3, 1e-4)
+PR_SET_PDEATHSIG = 1
 REAL = ("preflib_sushi10", "llmfao_human", "preflib_countries_2013")
 
 
@@ -60,7 +62,14 @@ class Timing:
 # --- a worker: one process a peer, cells one after the other
 
 
+def die_with_the_parent() -> None:
+    """Also while it computes (Linux): a parent that is killed ends no daemon, and only who reads the pipe sees it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def work(pipe: Any, peer: str, threads: int, runs: int, tol: float) -> None:
+    die_with_the_parent()
     import torch
 
     torch.set_num_threads(threads)
@@ -193,6 +202,7 @@ def memory(size: int, beta: float, narrow: bool) -> tuple[float, float]:
 
 
 def _measure_memory(pipe: Any, size: int, beta: float, narrow: bool) -> None:
+    die_with_the_parent()
     import torch
 
     from nlhf_zoo import Game, MatrixOracle, equilibrium

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, ReverseKL
 from nlhf_zoo.metrics import duality_gap
+from nlhf_zoo.tabular.equilibrium_payoffs import Array, here, there
 from nlhf_zoo.tabular.equilibrium_search import METHODS, Effort, search
 from nlhf_zoo.tabular.general_equilibrium import general_equilibrium
-from nlhf_zoo.tabular.policy import TabularPolicy, enumerable
+from nlhf_zoo.tabular.policy import TabularPolicy, enumerable, of_normalised
 from nlhf_zoo.tabular.winner import von_neumann_winner
 
 __all__ = ["EXACT", "EquilibriumReport", "NotConverged", "equilibrium", "find_equilibrium"]
@@ -89,21 +91,27 @@ def find_equilibrium(game: Game, tol: float = 1e-10) -> EquilibriumReport:
         matrix = oracle.matrix()
         gap = duality_gap((matrix @ policy.probs.unsqueeze(-1)).squeeze(-1), policy.log_probs, policy.log_probs, 0)
         return EquilibriumReport(policy, gap, 0, 0, "von Neumann winner")
-    log_reference = game.reference.log_probs.double()
-    if log_reference.numel() and not float(log_reference.amin()) > -torch.inf:
+    log_reference = game.reference.log_probs
+    if not np.minimum.reduce(here(log_reference), axis=None, initial=0.0) > -torch.inf:
         raise BadInput("the reference gives a response probability zero; every response needs a positive one")
     effort = Effort()
     found = search(oracle.matrix(), log_reference, game.beta, tol, effort)
-    policy, method = TabularPolicy(found.log_probs), METHODS[effort.rank]
-    report = EquilibriumReport(policy, found.duality_gap, effort.systems, effort.rescues, method)
-    worst = float(found.duality_gap.amax()) if found.duality_gap.numel() else 0.0
+    policy, method = of_normalised(found.log_probs), METHODS[effort.rank]
+    gap = there(found.duality_gap, log_reference)
+    report = EquilibriumReport(policy, gap, effort.systems, effort.rescues, method)
+    worst = _largest(found.duality_gap)
     if not worst <= tol:
         raise NotConverged(f"equilibrium: duality gap {worst:.1e} reached, {tol:.1e} asked for")
     # A beta near `tol` would let any policy pass: the log-probabilities have to be right as well.
-    residual = float(found.residual.amax()) if found.residual.numel() else 0.0
+    residual = _largest(found.residual)
     if residual > _FARTHEST:
         raise NotConverged(
             f"equilibrium: log-probabilities within {residual:.1e} of the best response's reached, {_FARTHEST:g} asked"
             f" for; beta = {game.beta:g} is too small for double precision"
         )
     return report
+
+
+def _largest(values: Array) -> float:
+    """0 of none."""
+    return float(np.maximum.reduce(values, axis=None, initial=0.0))

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from nlhf_zoo.tabular.equilibrium_passes import Array, Passes, Seen
+from nlhf_zoo.tabular.equilibrium_passes import Passes, Seen
+from nlhf_zoo.tabular.equilibrium_payoffs import Array
 
 __all__ = ["mixed"]
 
@@ -23,27 +24,31 @@ def mixed(passes: Passes, seen: Seen, enough: float, most: int) -> tuple[Seen, b
     the residuals smallest (Anderson, J. ACM 12 (1965) 547). On the linearised problem, a shifted skew one, that
     is GMRES. It ends early where the recent rate would not do.
     """
+    if passes.settled(seen, enough):
+        return seen, True
     mixture, best, sizes = _Mixture(len(seen.p)), seen, [seen.size]
     narrow: bool | None = None
     z = seen.z - seen.r
     while len(sizes) <= most:
-        if passes.settled(seen, enough):
-            if seen.exact:
-                return seen, True
-            z, narrow = seen.z, False
         trial = passes.look(z, seen if narrow else None)
         sizes.append(trial.size)
         if not math.isfinite(trial.size):
             break
         best = trial if trial.size <= best.size else best
-        if not passes.settled(trial, enough) and _hopeless(sizes, enough, most):
+        settled = passes.settled(trial, enough)
+        if settled and trial.exact:
+            return trial, True
+        if not settled and _hopeless(sizes, enough, most):
             break
         if narrow is None:
             narrow = _products_left(sizes, enough) >= _WORTH_NARROWING and passes.payoffs.narrowing_pays
-        mixture.add(trial.r - seen.r, trial.u - seen.u)
+        mixture.add(trial.both - seen.both)
         seen = trial
-        z = passes.log_reference + mixture.payoffs(seen) / passes.beta
-    return best, best.exact and passes.settled(best, enough)
+        if settled:
+            z, narrow = seen.z, False
+        else:
+            z = passes.log_reference + mixture.payoffs(seen) / passes.beta
+    return best, False
 
 
 def _products_left(sizes: list[float], enough: float) -> float:
@@ -64,24 +69,23 @@ def _hopeless(sizes: list[float], enough: float, most: int) -> bool:
 
 
 class _Mixture:
-    """Orthonormal differences of residuals, and the differences of payoffs that go with them."""
+    """Orthonormal differences of residuals, each after the difference of payoffs that goes with it."""
 
     def __init__(self, size: int) -> None:
-        self._r, self._u = np.empty((_KEPT, size)), np.empty((_KEPT, size))
+        self._both = np.empty((_KEPT, 2 * size))
+        self._r, self._u = self._both[:, size:], self._both[:, :size]
         self._count = 0
 
-    def add(self, r: Array, u: Array) -> None:
-        r = r - np.add.reduce(r) / len(r)  # constants are no part of the problem
+    def add(self, change: Array) -> None:
+        """Take in (2 Y,) what changed in payoffs and residual; overwritten."""
+        r = change[len(change) // 2 :]
+        r -= np.add.reduce(r) / len(r)  # constants are no part of the problem
         kept = min(self._count, _KEPT)
         if kept:
-            known = self._r[:kept] @ r
-            r = r - known @ self._r[:kept]
-            u = u - known @ self._u[:kept]
+            change -= (self._r[:kept] @ r) @ self._both[:kept]
         norm = math.sqrt(r @ r)
         if norm > 0:
-            place = self._count % _KEPT
-            np.divide(r, norm, out=self._r[place])
-            np.divide(u, norm, out=self._u[place])
+            np.divide(change, norm, out=self._both[self._count % _KEPT])
             self._count += 1
 
     def payoffs(self, seen: Seen) -> Array:

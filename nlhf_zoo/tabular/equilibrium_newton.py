@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nlhf_zoo.tabular.equilibrium_payoffs import Payoffs, Point
+from nlhf_zoo.tabular.equilibrium_payoffs import Payoffs, Point, here, there
 from nlhf_zoo.tabular.equilibrium_systems import DenseSystems, SparedSystems, Systems
 
 __all__ = ["LARGE", "newton", "proximal", "systems_of"]
@@ -65,11 +65,11 @@ def _fixed_points(payoffs: Payoffs, point: Point, enough: float) -> Point:
 
 def _newton_step(payoffs: Payoffs, systems: Systems, point: Point) -> Tensor:
     beta = payoffs.beta
-    systems.factor(point.p / beta)
+    systems.factor(here(point.p / beta))
     # An error of dp comes back in the residual as much as 1 / beta times larger.
     accuracy = max(1e-10, min(1e-2, float(point.size.amax())) * min(1.0, 100 * beta))
-    dp, _ = systems.solve(-beta * point.r, 0.0, accuracy)
-    dz = payoffs.change(dp) / beta - point.r
+    dp, _ = systems.solve(here(-beta * point.r), 0.0, accuracy)
+    dz = payoffs.change(there(dp, point.r)) / beta - point.r
     return dz - (point.p * dz).sum(-1, keepdim=True)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nlhf_zoo.tabular.equilibrium_passes import Array, Passes, Seen
+from nlhf_zoo.tabular.equilibrium_passes import Passes, Seen
+from nlhf_zoo.tabular.equilibrium_payoffs import Array
 from nlhf_zoo.tabular.equilibrium_systems import SparedSystems
 
 __all__ = ["polished"]
@@ -60,15 +61,14 @@ def _dense_step(passes: Passes, seen: Seen) -> Array:
 
 
 def _spared_step(systems: SparedSystems, seen: Seen, beta: float, enough: float) -> Array:
-    systems.factor(torch.from_numpy(seen.p / beta))
+    systems.factor(seen.p / beta)
     # Far away a rough step will do as well; near, what is left of an exact one is about the square of its size.
     accuracy = min(0.3, max(0.3 * enough / seen.size, 0.1 * seen.size, 1e-4))
     # An error of dp may come back in the residual 1 / beta times larger.
     accuracy *= min(1.0, 1e4 * beta)
-    x, multiplier = systems.solve(torch.from_numpy(-beta * seen.r), 0.0, accuracy)
-    dp, v = x.cpu().numpy(), float(multiplier)
+    dp, multiplier = systems.solve(-beta * seen.r, 0.0, accuracy)
     # Equal in an exact solution; an error weighs less in dp where there is probability, in its payoffs elsewhere.
-    step = np.where(seen.p > _LIGHT / len(dp), dp / seen.p, (systems.image + v) / beta - seen.r)
+    step = np.where(seen.p > _LIGHT / len(dp), dp / seen.p, (systems.image + multiplier) / beta - seen.r)
     return step - seen.p @ step
 
 

@@ -11,7 +11,7 @@ from nlhf_zoo.tabular.equilibrium_interior import interior
 from nlhf_zoo.tabular.equilibrium_mixing import mixed
 from nlhf_zoo.tabular.equilibrium_newton import LARGE, newton, proximal, systems_of
 from nlhf_zoo.tabular.equilibrium_passes import Passes, Seen
-from nlhf_zoo.tabular.equilibrium_payoffs import Payoffs, Point
+from nlhf_zoo.tabular.equilibrium_payoffs import Array, Payoffs, Point, here, there
 from nlhf_zoo.tabular.equilibrium_polish import polished
 from nlhf_zoo.tabular.equilibrium_rank import on_range
 from nlhf_zoo.tabular.equilibrium_systems import SparedSystems
@@ -22,6 +22,7 @@ _BATCH_ENTRIES = 2**22
 _NEAR = 60.0
 _NEAR_OF_MANY = 20.0
 _MOST_PASSES = 60
+_LEVELS = (1.0, 1e-2, 1e-4)
 
 
 @attrs.define
@@ -44,20 +45,20 @@ class Found:
     """Where a search ended.
 
     Attributes:
-        log_probs: (..., Y).
-        duality_gap: (...).
-        residual: (...) how far the log-probabilities are from those of their own best response, at most.
+        log_probs: (..., Y), normalised.
+        duality_gap: (...) float64.
+        residual: (...) float64, how far the log-probabilities are from those of their own best response, at most.
     """
 
     log_probs: Tensor
-    duality_gap: Tensor
-    residual: Tensor
+    duality_gap: Array
+    residual: Array
 
 
 def search(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effort: Effort) -> Found:
     """All games of a batch (..., Y, Y), small ones some at a time, large ones one by one.
 
-    `tol` is the duality gap to be reached; 0 goes as far as rounding lets it.
+    The references (..., Y) are normalised. `tol` is the duality gap to be reached; 0 goes as far as rounding lets it.
     """
     size = matrix.shape[-1]
     if matrix.ndim == 2 and log_reference.ndim == 1:
@@ -72,8 +73,8 @@ def search(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effor
         batches = zip(matrices.split(count), references.split(count), strict=True)
         parts = [_batch(*batch, beta, tol, effort) for batch in batches]
     z = torch.cat([part.log_probs.reshape(-1, size) for part in parts]).reshape(*shape, size)
-    gap = torch.cat([part.duality_gap.reshape(-1) for part in parts]).reshape(shape)
-    residual = torch.cat([part.residual.reshape(-1) for part in parts]).reshape(shape)
+    gap = np.concatenate([part.duality_gap.reshape(-1) for part in parts]).reshape(shape)
+    residual = np.concatenate([part.residual.reshape(-1) for part in parts]).reshape(shape)
     return Found(z, gap, residual)
 
 
@@ -85,31 +86,34 @@ def _enough(tol: float, beta: float) -> float:
     return (max(tol, 0.0) / max(1.0, beta)) ** 0.5
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.double()  # even a call for nothing is felt in a small game
+
+
 def _batch(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effort: Effort) -> Found:
-    payoffs = Payoffs(matrix.double(), log_reference, beta)
-    start = payoffs.at(log_reference.log_softmax(-1))
+    payoffs = Payoffs(_wide(matrix), _wide(log_reference), beta)
+    start = payoffs.at(payoffs.log_reference.log_softmax(-1))
     point = _pursued(payoffs, start, _enough(tol, beta), effort)
-    return Found(point.z, payoffs.gap(point), point.size)
+    return Found(point.z, here(payoffs.gap(point)), here(point.size))
 
 
 def _single(matrix: Tensor, log_reference: Tensor, beta: float, tol: float, effort: Effort) -> Found:
     enough = _enough(tol, beta)
-    payoffs = Payoffs(matrix if matrix.shape[-1] > LARGE else matrix.double(), log_reference, beta)
-    passes = Passes(payoffs)
+    payoffs = Payoffs(matrix if len(matrix) > LARGE else _wide(matrix), _wide(log_reference), beta)
     with np.errstate(all="ignore"):  # what overflows is not taken
+        passes = Passes(payoffs)
         seen, done = _first(passes, enough, effort)
         if not done:
-            seen = passes.seen(_pursued(payoffs, passes.point(seen), enough, effort))
-        found = np.array([passes.gap(seen), seen.size])
-    gap, residual = torch.from_numpy(found).to(matrix.device)
-    return Found(torch.from_numpy(seen.z).to(matrix.device), gap, residual)
+            seen = _led(passes, seen, enough, effort)
+        gap = passes.gap(seen)
+    return Found(there(seen.z, matrix), np.asarray(gap), np.asarray(seen.size))
 
 
 def _first(passes: Passes, enough: float, effort: Effort) -> tuple[Seen, bool]:
     """What is tried first on a single game, and whether it was enough."""
-    z = on_range(passes, enough)
-    seen = passes.look(passes.log_reference if z is None else z)
-    if z is not None:
+    logits = on_range(passes, enough)
+    seen = passes.look(passes.log_reference if logits is None else logits)
+    if logits is not None:
         effort.reached("low rank")
         if passes.settled(seen, enough):
             return seen, True
@@ -124,20 +128,38 @@ def _first(passes: Passes, enough: float, effort: Effort) -> tuple[Seen, bool]:
     return seen, done
 
 
+def _led(passes: Passes, seen: Seen, enough: float, effort: Effort) -> Seen:
+    """Newton in a single game from where interior points lead; the proximal point method if all else fails."""
+    payoffs = passes.payoffs
+    effort.reached("interior point")
+    for level in _LEVELS:
+        systems = systems_of(payoffs)
+        start = passes.look(interior(payoffs, systems, level))
+        spared = systems if isinstance(systems, SparedSystems) else None
+        seen, done, steps = polished(passes, start, enough, spared)
+        effort.systems += systems.solved if spared else systems.solved + steps
+        if done:
+            return seen
+    point, systems, rescues = proximal(payoffs, enough)
+    effort.systems, effort.rescues = effort.systems + systems, effort.rescues + rescues
+    effort.reached("proximal point")
+    return passes.look(here(point.z))
+
+
 def _pursued(payoffs: Payoffs, start: Point, enough: float, effort: Effort) -> Point:
-    """Newton in those games of a batch that are near at `start`; others from where interior points lead."""
+    """Newton in those games of a batch (B,) that are near at `start`; in others from where interior points lead."""
     point, done = start, torch.zeros_like(start.size, dtype=torch.bool)
     near = start.size <= _NEAR_OF_MANY
-    if point.z.ndim > 1 and bool(near.any()):
+    if bool(near.any()):
         point, done = _attempt(payoffs, point, near, None, enough, effort)
-    for level in (1.0, 1e-2, 1e-4):
+    for level in _LEVELS:
         if bool(done.all()):
             return point
         effort.reached("interior point")
         point, again = _attempt(payoffs, point, ~done, level, enough, effort)
         done = done | again
-    for game in torch.nonzero(~done) if done.ndim else ([None] if not bool(done) else []):
-        mask = torch.zeros_like(done).index_fill_(0, game, True) if game is not None else ~done
+    for game in torch.nonzero(~done):
+        mask = torch.zeros_like(done).index_fill_(0, game, True)
         found, systems, rescues = proximal(payoffs.select(mask), enough)
         effort.systems, effort.rescues = effort.systems + systems, effort.rescues + rescues
         effort.reached("proximal point")
@@ -153,16 +175,8 @@ def _attempt(
     systems = systems_of(some)
     if level is not None:
         with np.errstate(all="ignore"):
-            start, _ = interior(some, systems, level)
-    if start.z.ndim == 1:
-        passes = Passes(some)
-        with np.errstate(all="ignore"):
-            spared = systems if isinstance(systems, SparedSystems) else None
-            seen, good, steps = polished(passes, passes.seen(start), enough, spared)
-        found, done = passes.point(seen), torch.full_like(games, good)
-        effort.systems += 0 if spared else steps
-    else:
-        found, done = newton(some, systems, start, enough)
+            start = some.at(there(interior(some, systems, level), start.z))
+    found, done = newton(some, systems, start, enough)
     effort.systems += systems.solved
     effort.reached("newton" if systems.solved else "fixed point")
     return point.put(games, found), torch.zeros_like(games).masked_scatter(games, done)

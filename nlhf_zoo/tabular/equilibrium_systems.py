@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlhf_zoo.tabular.equilibrium_payoffs import Payoffs
+from nlhf_zoo.tabular.equilibrium_payoffs import Array, Payoffs, here, roomy, there
 
 __all__ = ["DenseSystems", "SparedSystems", "Systems"]
 
 _DENSE = 512
-_ROWS = 64
+_ROWS = 32
 _PATIENCE = 30
 _PATIENCE_BARE = 60
 _TIRING = 12
@@ -29,29 +29,36 @@ class DenseSystems:
     """
 
     def __init__(self, payoffs: Payoffs) -> None:
-        self.device = payoffs.log_reference.device
         self._skew = payoffs.matrix - 0.5
-        self._eye = torch.eye(payoffs.size, dtype=self._skew.dtype, device=self._skew.device)
+        self._ones: Array | None = None
         self.solved = 0
 
-    def factor(self, h: Tensor) -> None:
+    def factor(self, h: Array) -> None:
         """Make ready for the diagonal D = 1 / h, h (..., Y) >= 0."""
-        q = h.sqrt()
         # Never singular; where numbers have overflowed, what comes out is not finite, and the caller sees it.
-        lu, pivots, _ = torch.linalg.lu_factor_ex(self._eye - q.unsqueeze(-1) * self._skew * q.unsqueeze(-2))
-        self._q, self._factors = q, (lu, pivots)
-        self._ones = self._scaled(torch.ones_like(q))
-        self._sum = self._ones.sum(-1, keepdim=True)
+        self._q, self._ones = np.sqrt(h), None
+        self._factors = self._factored(self._q)
         self.solved += 1
 
-    def solve(self, g: Tensor, total: Tensor | float, accuracy: float) -> tuple[Tensor, Tensor]:
-        """x (..., Y) and v (..., 1); `accuracy` is what an iterative solver would need to be told."""
-        x = self._scaled(g)
-        v = (total - x.sum(-1, keepdim=True)) / self._sum
-        return x + v * self._ones, v
+    def _factored(self, q: Array) -> tuple[Tensor, Tensor]:
+        scale = there(q, self._skew)
+        # I + K row by row is, K being skew, the transpose of I - K: column-major, as LAPACK wants it.
+        rows = self._skew * scale.unsqueeze(-2)
+        rows *= scale.unsqueeze(-1)
+        rows.diagonal(dim1=-2, dim2=-1).fill_(1)
+        return torch.linalg.lu_factor_ex(rows.mT)[:2]
 
-    def _scaled(self, g: Tensor) -> Tensor:
-        return self._q * torch.linalg.lu_solve(*self._factors, (self._q * g).unsqueeze(-1)).squeeze(-1)
+    def solve(self, g: Array, total: Array | float, accuracy: float) -> tuple[Array, Array]:
+        """x (..., Y) and v (..., 1); `accuracy` is what an iterative solver would need to be told."""
+        columns = [g, np.ones_like(g)] if self._ones is None else [g]
+        q = self._q[..., None]
+        found = q * here(torch.linalg.lu_solve(*self._factors, there(q * np.stack(columns, -1), self._skew)))
+        if self._ones is None:
+            self._ones = found[..., 1]
+            self._sum = np.add.reduce(self._ones, -1, keepdims=True)
+        x = found[..., 0]
+        v = (total - np.add.reduce(x, -1, keepdims=True)) / self._sum
+        return x + v * self._ones, v
 
 
 class SparedSystems:
@@ -69,15 +76,13 @@ class SparedSystems:
 
     def __init__(self, payoffs: Payoffs) -> None:
         self._payoffs = payoffs
-        self.device = payoffs.log_reference.device
         self._factors: tuple[Tensor, Tensor] | None = None
         self._tired, self._bare = False, 0
         self.solved = 0
         self.image = np.empty(0)
 
-    def factor(self, h: Tensor) -> None:
-        self._h = h.cpu().numpy()
-        q = np.sqrt(self._h)
+    def factor(self, h: Array) -> None:
+        self._h, q = h, np.sqrt(h)
         error = float(np.finfo(np.float32).eps) * math.sqrt(q @ q) * float(q.max())
         self._narrow = self._payoffs.narrowing_pays and error <= _NARROW_ERROR
         dtype = np.float32 if self._narrow else np.float64
@@ -90,22 +95,28 @@ class SparedSystems:
 
     def _factor(self, everything: bool = False) -> None:
         self._factors, self._tired = None, False  # frees the last ones before the next are made
-        h = torch.from_numpy(self._h).to(self.device)
+        h = there(self._h, self._payoffs.matrix)
         index = torch.arange(len(h), device=h.device) if everything else _mattering(h)
-        size, whole = len(index), len(index) == len(h)
+        size = len(index)
         dtype = torch.float64 if size <= _DENSE else torch.float32
         mine = h[index].sqrt()
         # I + K row by row is, K being skew, the transpose of I - K: column-major, as LAPACK wants it.
-        rows = _empty(size, dtype, h.device)
+        rows, given = roomy(size, h, dtype), self._payoffs.matrix
+        # A few rows at a time, always in the same place: malloc may keep what it is given back.
+        whole, chosen = given.new_empty(_ROWS, len(h)), given.new_empty(_ROWS, size)
+        block = h.new_empty(_ROWS, size)
         for start in range(0, size, _ROWS):
-            part = slice(start, start + _ROWS)
-            block = self._payoffs.matrix[part] if whole else self._payoffs.matrix[index[part]][:, index]
-            rows[part] = ((block.double() - 0.5) * mine * mine[part].unsqueeze(-1)).to(dtype)
+            some = index[start : start + _ROWS]
+            count = len(some)
+            torch.index_select(given, 0, some, out=whole[:count])
+            torch.index_select(whole[:count], 1, index, out=chosen[:count])
+            block[:count].copy_(chosen[:count]).sub_(0.5).mul_(mine).mul_(mine[start : start + count].unsqueeze(-1))
+            rows[start : start + count].copy_(block[:count])
         rows.diagonal().add_(1)
         matrix, pivots = rows.mT, torch.empty(size, dtype=torch.int32, device=h.device)
         info = torch.empty((), dtype=torch.int32, device=h.device)
         torch.linalg.lu_factor_ex(matrix, out=(matrix, pivots, info))  # in place
-        self._index, self._factors = index.cpu().numpy(), (matrix, pivots)
+        self._index, self._factors = here(index), (matrix, pivots)
         self.solved += 1
         self._border()
 
@@ -114,11 +125,11 @@ class SparedSystems:
             self._ones = self._rough(self._unit)
             self._sum = self._unit @ self._ones
 
-    def solve(self, g: Tensor, total: Tensor | float, accuracy: float) -> tuple[Tensor, Tensor]:
+    def solve(self, g: Array, total: Array | float, accuracy: float) -> tuple[Array, Array]:
         """x (Y,) and v (1,), to `accuracy` relative to the right-hand side."""
-        mine, total = g.cpu().numpy(), float(total)
+        total = float(np.asarray(total).item())
         accuracy = max(accuracy, _NARROWEST) if self._narrow else accuracy
-        right = self._q * mine
+        right = self._q * g
         base, base_image = None, 0.0
         if total:
             base = self._unit * (total / self._norm)  # the sum of q * base is the total
@@ -131,28 +142,27 @@ class SparedSystems:
         if reached > 5 * accuracy and (self._factors is None or steps > 3):
             self._factor()
             y, image, pull, steps, reached = self._gmres(right, accuracy)
-            if reached > 0.1 and len(self._index) < len(mine):
+            if reached > 0.1 and len(self._index) < len(g):
                 self._factor(everything=True)
                 y, image, pull, steps, reached = self._gmres(right, accuracy)
         if self._factors is None:
             self._bare += steps
-            self._tired = self._bare > len(mine) / _PRODUCTS_FOR_A_FACTORISATION
+            self._tired = self._bare > len(g) / _PRODUCTS_FOR_A_FACTORISATION
         else:
             self._tired = self._tired or steps > _TIRING
         y = y - self._unit * (self._unit @ y)  # which rounding may have spoilt
         y = y if base is None else y + base
         self.image = np.asarray(image + base_image, dtype=np.float64)
-        x = torch.from_numpy(np.sqrt(self._h) * y).to(self.device)
-        return x, torch.tensor([(pull - border) / self._norm], dtype=torch.float64, device=self.device)
+        return np.sqrt(self._h) * y, np.array([(pull - border) / self._norm])
 
-    def _image(self, y: np.ndarray) -> np.ndarray:
+    def _image(self, y: Array) -> Array:
         """(P - 1/2) (q y)."""
         x = self._q * y
         if self._narrow:
             return self._payoffs.narrow_change(x).astype(np.float32)
-        return self._payoffs.change(torch.from_numpy(x).to(self.device)).cpu().numpy()
+        return self._payoffs.product(x) - 0.5 * np.add.reduce(x)
 
-    def _gmres(self, right: np.ndarray, accuracy: float) -> tuple[np.ndarray, np.ndarray, float, int, float]:
+    def _gmres(self, right: Array, accuracy: float) -> tuple[Array, Array, float, int, float]:
         """y with sum of q * y zero, its image, the border's pull, the steps taken, the relative residual reached.
 
         `right` is orthogonal to q; the pull is the part of (I - K) y along the unit vector of q.
@@ -192,28 +202,21 @@ class SparedSystems:
         narrow = weights.astype(right.dtype)
         return narrow @ tried[:steps], narrow @ images[:steps], float(weights @ pulls), steps, reached
 
-    def _preconditioned(self, w: np.ndarray) -> np.ndarray:
+    def _preconditioned(self, w: Array) -> Array:
         y = self._rough(w)
         return y - self._ones * ((self._unit @ y) / self._sum)
 
-    def _rough(self, w: np.ndarray) -> np.ndarray:
+    def _rough(self, w: Array) -> Array:
         """About (I - K)^-1 w."""
         assert self._factors is not None
         lu, pivots = self._factors
         y = w.copy()
         part = w[self._index]
         size = max(float(np.abs(part).max()), float(np.finfo(w.dtype).tiny))
-        scaled = torch.from_numpy(part / size).to(device=self.device, dtype=lu.dtype)
+        scaled = there(part / size, lu).to(lu.dtype)
         solution = torch.linalg.lu_solve(lu, pivots, scaled.unsqueeze(-1)).squeeze(-1)
-        y[self._index] = solution.cpu().numpy() * size
+        y[self._index] = here(solution) * size
         return y
-
-
-def _empty(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.empty(size, size, dtype=dtype, device=device)
-    # numpy asks for huge pages, which saves half of the time of filling it.
-    return torch.from_numpy(np.empty((size, size), np.float64 if dtype == torch.float64 else np.float32))
 
 
 Systems = DenseSystems | SparedSystems

@@ -91,9 +91,9 @@ def _from_the_matrix(
     mean = functools.reduce(torch.add, [log_rho.double() * (weight / total) for log_rho, weight in anchors])
     reference = mean.expand(*shape, -1).log_softmax(-1)
     found = search((told - told.mT + 1) / 2, reference, total, 0.0, Effort())
-    off = found.residual / (1 + found.log_probs.abs().amax(-1))
-    if not bool((off <= _SOLVED).all()):
-        raise ArithmeticError(f"implicit update not converged: log-probabilities off by {float(off.amax()):.1e}")
+    off = found.residual / (1 + found.log_probs.abs().amax(-1).cpu().numpy())
+    if not (off <= _SOLVED).all():
+        raise ArithmeticError(f"implicit update not converged: log-probabilities off by {off.max():.1e}")
     return found.log_probs.to(start.dtype)
 
 
