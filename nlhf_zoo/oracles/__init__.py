@@ -268,7 +268,7 @@ def _judge_options(oracle: str, options: Mapping[str, Any], **more: Callable[[An
 def _convert(name: str, kind: Callable[[Any], Any], value: Any) -> Any:
     try:
         return kind(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadInput(f"oracle option {name}: {value!r} does not fit ({error})") from error
 
 
