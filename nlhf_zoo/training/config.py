@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ __all__ = ["TrainConfig"]
 
 def _at_least(least: float, *, strictly: bool = False) -> Any:
     def check(_: Any, field: Any, value: float) -> None:
-        if value < least or (strictly and value == least):
-            raise BadInput(f"{field.name} must be {'>' if strictly else '>='} {least:g}, got {value:g}")
+        if not least <= value < math.inf or (strictly and value == least):
+            raise BadInput(f"{field.name} must be {'>' if strictly else '>='} {least:g} and finite, got {value:g}")
 
     return check
 

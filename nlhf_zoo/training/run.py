@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Solver
 from nlhf_zoo.llm.loading import load_tokenizer
 from nlhf_zoo.llm.tokens import Decoding
+from nlhf_zoo.plain import from_json, from_yaml
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.budget import Budget
 from nlhf_zoo.training.checkpoints import WholeCheckpoints, newest_checkpoint, step_of
@@ -51,7 +52,7 @@ __all__ = ["prompts_of", "train"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
-_LOCK, _INPUTS = ".lock", "inputs.json"
+_LOCK, _CONFIG, _INPUTS = ".lock", "config.yaml", "inputs.json"
 
 
 @attrs.frozen
@@ -88,6 +89,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     checkpoint = _checkpoint(config)
     run = _prepare(config, checkpoint)
     with _alone_in(config.out):
+        _check_unchanged(config, checkpoint)
         return _trained(run, given, checkpoint)
 
 
@@ -110,7 +112,7 @@ def _trained(run: Run, given: TrainConfig, checkpoint: str | None) -> dict[str, 
         for folder in (out, out / "checkpoints"):
             sweep(folder)
         saved = yaml.safe_dump(plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True)
-        write_text(out / "config.yaml", saved)
+        write_text(out / _CONFIG, saved)
         write_text(out / _INPUTS, json.dumps(_inputs(config), indent=2) + "\n")
     module, trainer = run.module, run.trainer
     data = PromptData(run.prompts, config.batch_size, config.seed)
@@ -162,10 +164,19 @@ def _checkpoint(config: TrainConfig) -> str | None:
             raise BadInput(f"out: {config.out} is not empty; give a new folder, or resume to go on with the run in it")
         if used:
             _same_run(config)
-    if not config.resume:
-        return None
-    found = newest_checkpoint(config.out)
+    return _newest(config)
+
+
+def _newest(config: TrainConfig) -> str | None:
+    found = newest_checkpoint(config.out) if config.resume else None
     return None if found is None else str(found)
+
+
+def _check_unchanged(config: TrainConfig, checkpoint: str | None) -> None:
+    """Refuse where, while this process loaded its models, another one has trained in the folder and ended."""
+    begun = not config.resume and (config.out / _CONFIG).exists()
+    if first_process() and (begun or _newest(config) != checkpoint):
+        raise BadInput(f"out: another process has trained in {config.out} meanwhile; look at it, and begin again")
 
 
 # What may differ between a run and its resumption: how long it is, what is watched, and where it runs.
@@ -180,12 +191,11 @@ _FREE = {
 
 def _same_run(config: TrainConfig) -> None:
     """Refuse to go on with another run's checkpoint."""
-    saved = config.out / "config.yaml"
+    saved = config.out / _CONFIG
     if not saved.is_file():
         raise BadInput(f"out: {config.out} holds no run to resume (it has no config.yaml); give its folder")
-    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    before = comparable(_mapping(saved, from_yaml))
     now = comparable(plain(attrs.asdict(config)))
-    before = comparable(before) if isinstance(before, dict) else {}
     for name, value in now.items():
         if name not in _FREE and before.get(name, value) != value:
             raise BadInput(
@@ -193,13 +203,27 @@ def _same_run(config: TrainConfig) -> None:
                 " resume with the same, or give a new folder"
             )
     inputs = config.out / _INPUTS
-    begun = json.loads(inputs.read_text(encoding="utf-8")) if inputs.is_file() else {}
+    begun = _mapping(inputs, from_json) if inputs.is_file() else {}
     for name, value in _inputs(config).items():
         if begun.get(name, value) != value:
             raise BadInput(
                 f"resume: the files of {name} ({getattr(config, name)}) have changed since the run in {config.out}"
                 " began; put them back, or give a new folder"
             )
+    # Read when the training has ended: what is wrong with them is said now.
+    _warned(config.out)
+    _audited(config.out)
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file of a run's folder holds."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"resume: {path} is damaged ({error}); put it back, or give a new folder") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"resume: {path} holds {type(found).__name__}, not a mapping; put it back, or give a new folder")
+    return found
 
 
 def _inputs(config: TrainConfig) -> dict[str, str]:
@@ -328,13 +352,12 @@ def _finish(run: Run, given: TrainConfig, module: NashTraining, result: Mapping[
     if run.trainer.is_global_zero:
         saved = save_policy(out, network, policy.tokenizer, trust_remote_code=run.config.trust_remote_code)
     measured = run.evaluator.evaluate(module, run.trainer.global_step)
-    audited = out / "audit.json"
     finished = plain(
         {
             **result,
             **measured.figures,
             "judges": {role: dict(oracle.measured) for role, oracle in run.evaluator.oracles.items()},
-            "audit": json.loads(audited.read_text()) if audited.exists() else None,
+            "audit": _audited(out),
             "warnings": _warned(out),
             **saved,
         }
@@ -357,6 +380,11 @@ def _stopped(out: Path, stop: Diverged) -> dict[str, Any]:
         "stopped": {"step": stop.step, "seen": stop.seen, "checkpoint": stop.checkpoint},
         "warnings": _warned(out),
     }
+
+
+def _audited(out: Path) -> dict[str, Any] | None:
+    found = out / "audit.json"
+    return _mapping(found, from_json) if found.is_file() else None
 
 
 def _warned(out: Path) -> list[dict[str, Any]]:

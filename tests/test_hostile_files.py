@@ -1,0 +1,256 @@
+"""Files of a stranger, damaged or made to do harm: one line says which, nothing in them is run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from nlhf_zoo.cli.config_files import read_config, scalar
+from nlhf_zoo.comparison.config import CompareConfig
+from nlhf_zoo.comparison.journal import Journal
+from nlhf_zoo.comparison.plan import check_continues
+from nlhf_zoo.data import read_matrix
+from nlhf_zoo.data.prompts import read_prompts
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.oracles.judge_prompt import read_judge_prompt
+from nlhf_zoo.plain import from_json, from_yaml
+from nlhf_zoo.report.reading import read_comparison
+from nlhf_zoo.training import run
+from nlhf_zoo.training.checkpoints import read_checkpoint
+from nlhf_zoo.training.config import TrainConfig
+from nlhf_zoo.training.run import train
+from tests.comparison_folder import build, random_game
+from tests.tiny_training import settings, write_folder
+
+DEEP = "[" * 100_000
+LONG = "1" * 5000
+
+
+class Harm:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+# --- texts
+
+
+@pytest.mark.parametrize("text", [DEEP, LONG, "{", "\ufeff{}", ""])
+def test_whatever_is_no_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        from_json(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        LONG,
+        "a: 2020-99-99",
+        "!!int x",
+        "!!bool x",
+        "!!timestamp x",
+        "\x00",
+        "[",
+        "!!python/object/apply:os.abort []",
+    ],
+)
+def test_whatever_is_no_yaml_is_a_value_error_of_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\Anot YAML[^\n]*\Z"):
+        from_yaml(text)
+
+
+@pytest.mark.parametrize("text", [DEEP, "!!int x"])
+def test_every_reader_of_yaml_says_so_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text(text)
+    for read in (read_config, read_judge_prompt):
+        with pytest.raises(BadInput, match=r"some\.yaml: not YAML"):
+            read(str(tmp_path / "some.yaml"))
+    with pytest.raises(BadInput, match="is not a YAML value"):
+        scalar(text)
+
+
+def test_a_number_of_thousands_of_digits_is_one_line_in_every_format(tmp_path: Path) -> None:
+    (tmp_path / "matrix.json").write_text(f"[[{LONG}]]")
+    with pytest.raises(BadInput, match=r"matrix\.json: not json"):
+        read_matrix(tmp_path / "matrix.json")
+    (tmp_path / "prompts.jsonl").write_text(f'{{"prompt": {LONG}}}')
+    with pytest.raises(BadInput, match=r"line 1 cannot be read"):
+        read_prompts(tmp_path / "prompts.jsonl")
+
+
+@pytest.mark.parametrize("prompt", ["\ud83d", [{"role": "user", "content": "\ud83d"}]])
+def test_half_a_surrogate_pair_is_no_prompt(prompt: Any, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": prompt}))
+    with pytest.raises(BadInput, match="half a surrogate pair"):
+        read_prompts(tmp_path / "prompts.jsonl")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_settings_are_finite(value: float, tmp_path: Path) -> None:
+    for name in ("beta", "learning_rate", "temperature", "max_grad_norm", "lora_alpha"):
+        with pytest.raises(BadInput, match=f"{name} must be .* and finite"):
+            TrainConfig(**settings(tmp_path, tmp_path / "out", **{name: value}))
+    for name in ("beta", "tol"):
+        with pytest.raises(BadInput, match=f"{name} must be .* and finite"):
+            CompareConfig(games=["random"], solvers=["nash_mp"], queries=1, out=tmp_path, **{name: value})
+
+
+# --- a comparison's folder
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("compared") / "out", {"one": random_game()})
+
+
+def npz(**arrays: Any) -> bytes:
+    made = io.BytesIO()
+    np.savez(made, **arrays)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", DEEP.encode()),
+        ("summary.json", f'{{"a": {LONG}}}'.encode()),
+        ("summary.json", b'{"games": 3}'),
+        ("summary.json", b'{"games": {"one": 3}}'),
+        ("summary.json", b'{"cells": [1]}'),
+        ("summary.json", b'{"overall": 3}'),
+        ("config.yaml", b"a: 2020-99-99"),
+        ("samples.jsonl", DEEP.encode()),
+        ("games/game-0.npz", b""),
+        ("games/game-0.npz", npz(P=np.eye(2))[:100]),
+        ("games/game-0.npz", npz(P=np.array("x"))),
+        ("games/game-0.npz", npz(P=np.zeros(3))),
+        ("games/game-0.npz", npz(P=np.eye(2), labels=np.array(["a"]))),
+        ("games/game-0.npz", npz(equilibrium=np.array("x"))),
+        ("games/game-0.npz", npz(P=np.eye(2), equilibrium=np.zeros(3))),
+    ],
+)
+def test_a_damaged_file_of_a_comparison_is_one_line(name: str, content: bytes, compared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(compared, tmp_path / "copy"))
+    (folder / name).write_bytes(content)
+    with pytest.raises(BadInput, match=Path(name).name) as caught:
+        read_comparison(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", [DEEP, "[1, 2]", '{"key": "a", "policy": {"float64": 3}}'])
+def test_a_foreign_line_of_a_journal_is_passed_over(line: str, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text(f'{line}\n{{"key": "b", "rows": 1}}\n')
+    assert [*Journal(tmp_path).cells] == ["b"]
+
+
+def test_a_plan_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(DEEP)
+    with pytest.raises(BadInput, match="cannot be understood"):
+        check_continues(tmp_path / "plan.json", {})
+
+
+# --- a training's folder
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("material"))
+
+
+def begun(material: Path, out: Path) -> TrainConfig:
+    """A run that can be resumed, as far as its settings and inputs go."""
+    out.mkdir()
+    config = TrainConfig(**settings(material, out, resume=True))
+    (out / "config.yaml").write_text(yaml.safe_dump(settings(material, out)))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", b"\xff"),
+        ("config.yaml", b""),
+        ("config.yaml", DEEP.encode()),
+        ("config.yaml", b"steps: !!int x"),
+        ("inputs.json", b""),
+        ("inputs.json", b"[1]"),
+        ("inputs.json", DEEP.encode()),
+        ("warnings.jsonl", b"\xff"),
+        ("warnings.jsonl", b"[1]"),
+        ("warnings.jsonl", b"{}"),
+        ("audit.json", b"{"),
+    ],
+)
+def test_a_damaged_file_of_a_training_is_said_before_it_goes_on(
+    name: str, content: bytes, material: Path, tmp_path: Path
+) -> None:
+    config = begun(material, tmp_path / "out")
+    (config.out / name).write_bytes(content)
+    with pytest.raises(BadInput, match=rf"{name}.*put it back") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    whole = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
+    torch.save({**whole, "callbacks": Harm(tmp_path / "harm")}, tmp_path / "step=1.ckpt")
+    with pytest.raises(BadInput, match=r"step=1\.ckpt: is damaged, or holds code.*remove it"):
+        read_checkpoint(tmp_path / "step=1.ckpt")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("what", ["no checkpoint", "a list", "another archive"])
+def test_what_is_no_checkpoint_is_one_line(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "step=1.ckpt"
+    if what == "another archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readme", "hello")
+    else:
+        torch.save({"a": 1} if what == "no checkpoint" else [1], path)
+    with pytest.raises(BadInput, match=r"step=1\.ckpt: is .*remove it") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_another_process_has_used_meanwhile_is_left_alone(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(**settings(material, tmp_path / "out"))
+
+    def another_trains(*_: Any) -> None:
+        config.out.mkdir()
+        (config.out / "config.yaml").write_text("model: another")
+
+    monkeypatch.setattr(run, "_prepare", another_trains)
+    with pytest.raises(BadInput, match=r"another process has trained in .* meanwhile"):
+        train(config)
+    assert (config.out / "config.yaml").read_text() == "model: another"
+
+
+def test_a_checkpoint_that_came_meanwhile_is_not_passed_over(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = begun(material, tmp_path / "out")
+
+    def another_trains(*_: Any) -> None:
+        (config.out / "checkpoints").mkdir()
+        torch.save({}, config.out / "checkpoints" / "step=7.ckpt")
+
+    monkeypatch.setattr(run, "_prepare", another_trains)
+    with pytest.raises(BadInput, match=r"another process has trained in .* meanwhile"):
+        train(config)
