@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
+import sqlite3
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from nlhf_zoo.cli.config_files import read_config, scalar
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.journal import Journal
 from nlhf_zoo.comparison.plan import check_continues
 from nlhf_zoo.data import read_matrix
-from nlhf_zoo.data.prompts import read_prompts
+from nlhf_zoo.data.prompts import read_prompts, render_prompts
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
+from nlhf_zoo.llm.small_models import byte_tokenizer, small_llama
+from nlhf_zoo.oracles import CallableOracle, GenerativeModelOracle, RewardModelOracle
 from nlhf_zoo.oracles.judge_prompt import read_judge_prompt
+from nlhf_zoo.oracles.templates import Template, chat_template, encode
+from nlhf_zoo.oracles.verdicts.question import Verdict
+from nlhf_zoo.oracles.verdicts.store import VerdictStore
 from nlhf_zoo.plain import from_json, from_yaml
 from nlhf_zoo.report.reading import read_comparison
 from nlhf_zoo.training import run
@@ -254,3 +263,118 @@ def test_a_checkpoint_that_came_meanwhile_is_not_passed_over(
     monkeypatch.setattr(run, "_prepare", another_trains)
     with pytest.raises(BadInput, match=r"another process has trained in .* meanwhile"):
         train(config)
+
+
+# --- models, tokenizers and functions
+
+
+def adapter(folder: Path, config: str) -> str:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(config)
+    save_file({"a": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "is not json"),
+        (DEEP, "is not json"),
+        ("[]", "names no base_model_name_or_path"),
+        ('{"base_model_name_or_path": "@"}', "is its own base model"),
+    ],
+)
+def test_an_adapters_config_is_read_with_care(config: str, message: str, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "adapter", config.replace("@", str(tmp_path / "adapter")))
+    with pytest.raises(BadInput, match=message):
+        load_causal_lm(folder)
+
+
+@pytest.mark.parametrize("config", ["[]", DEEP, '{"model_type": "llama", "num_attention_heads": 0}'])
+def test_a_models_config_is_read_with_care(config: str, material: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(material / "lm", tmp_path / "lm"))
+    (folder / "config.json").write_text(config)
+    for load in (load_tokenizer, load_causal_lm, RewardModelOracle.load):
+        with pytest.raises(BadInput, match=r"cannot (be )?load"):
+            load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{% for",
+        "{% for i in range(999999999) %}x{% endfor %}",
+        "{{ messages[7].content }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_chat_template_is_foreign_code_in_a_sandbox(template: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(BadInput, match="prompt 1: the chat template refuses"):
+        render_prompts(["x"], tokenizer, chat=True)
+    with pytest.raises(BadInput, match="the chat template refuses"):
+        chat_template(tokenizer)
+    with pytest.raises(BadInput, match="the chat template refuses"):
+        GenerativeModelOracle(small_llama(tokenizer, hidden=32, layers=1, heads=2, seed=0), tokenizer)
+
+
+def test_the_name_of_a_special_token_in_a_response_is_mere_text() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|turn|>"]})
+    template = Template("{prompt}|{first}|{second}<eos>", ("prompt", "first", "second"))
+    rows = [{"prompt": "<|turn|>", "first": f"A<|turn|>{tokenizer.eos_token}", "second": tokenizer.eos_token}]
+    (ids,) = encode(tokenizer, template, rows, 1000)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|turn|>")) == 1, "the prompt's own"
+    assert tokenizer.eos_token_id not in ids[:-1]
+    assert "A< |turn|>" in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("body", ["raise RuntimeError('on purpose')", "def judge(:", "import sys; sys.exit(3)"])
+def test_a_judges_module_that_raises_is_one_line(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_that_raises.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadInput, match="cannot import 'module_that_raises'"):
+        CallableOracle.load("module_that_raises:judge")
+
+
+def test_what_a_judge_raises_is_one_line() -> None:
+    def judge(*_: Any) -> Any:
+        raise ValueError("first\nsecond")
+
+    with pytest.raises(BadInput, match="first second") as caught:
+        CallableOracle(judge).probability(["p"], ["a"], ["b"])
+    assert "\n" not in str(caught.value)
+
+
+# --- the file of verdicts
+
+
+def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as theirs:
+        theirs.execute("CREATE TABLE bookmarks (url TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match="of format 0, not 1"):
+        VerdictStore(path).known([b"key"])
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [7.0, -0.5, "text"])
+def test_a_verdict_that_is_no_probability_is_refused(value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    store = VerdictStore(path)
+    store.record("judge", {b"key": Verdict(0.5)})
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE verdicts SET probability = ?", (value,))
+    with pytest.raises(BadInput, match=f"holds {value!r} for a probability"):
+        VerdictStore(path).known([b"key"])
+
+
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="null byte"):
+        VerdictStore("\x00").known([b"key"])

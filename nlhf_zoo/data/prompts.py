@@ -21,7 +21,7 @@ from nlhf_zoo.plain import from_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Prompt", "read_prompts", "render_prompts", "transcript"]
+__all__ = ["Prompt", "chat_text", "read_prompts", "render_prompts", "transcript"]
 
 Prompt = str | list[dict[str, str]]
 """A plain text, or chat messages with `role` and `content`, the last of them not the assistant's."""
@@ -96,6 +96,28 @@ def render_prompts(prompts: Iterable[Prompt], tokenizer: PreTrainedTokenizerBase
     return texts
 
 
+def chat_text(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **how: Any) -> str:
+    """A chat through the tokenizer's chat template, which runs in a sandbox.
+
+    Args:
+        how: further options of `apply_chat_template`.
+
+    Raises:
+        BadInput: the template does not take it, or is none.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **how)
+    # A template is a program, of whoever made the tokenizer.
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        roles = ", ".join(message["role"] for message in messages)
+        raise BadInput(f"the chat template refuses the roles {roles} ({reason})") from None
+    assert isinstance(text, str)
+    return text
+
+
 def transcript(prompt: Prompt) -> str:
     """What a judge reads of a prompt: a single user message as it is, a longer chat as a transcript."""
     if isinstance(prompt, str):
@@ -106,16 +128,10 @@ def transcript(prompt: Prompt) -> str:
 
 
 def _through_template(number: int, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    from jinja2 import TemplateError
-
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        roles = ", ".join(message["role"] for message in messages)
-        raise BadInput(f"prompt {number}: the chat template refuses the roles {roles} ({reason})") from None
-    assert isinstance(text, str)
-    return text
+        return chat_text(messages, tokenizer, add_generation_prompt=True)
+    except BadInput as error:
+        raise BadInput(f"prompt {number}: {error}") from None
 
 
 def _looks_like_hub_id(source: str) -> bool:
