@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.secrecy import spilt
 
 __all__ = ["TrainConfig"]
 
@@ -188,3 +189,12 @@ class TrainConfig:
     resume: bool = False
     estimate: str | None = None
     trust_remote_code: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        for field in attrs.fields(TrainConfig):
+            named = spilt(getattr(self, field.name), field.name)
+            if named is not None:
+                raise BadInput(
+                    f"{named} holds what looks like a secret, and settings are saved with the run; put it into an"
+                    " environment variable (of a judge behind an endpoint, key_env names it)"
+                )
