@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import shutil
 import sqlite3
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
+from nlhf_zoo.atomic import alone
 from nlhf_zoo.cli.config_files import read_config, scalar
+from nlhf_zoo.comparison import engine
 from nlhf_zoo.comparison.config import CompareConfig
+from nlhf_zoo.comparison.engine import run_comparison
 from nlhf_zoo.comparison.journal import Journal
 from nlhf_zoo.comparison.plan import check_continues
 from nlhf_zoo.data import read_matrix
@@ -171,6 +177,24 @@ def test_a_plan_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(DEEP)
     with pytest.raises(BadInput, match="cannot be understood"):
         check_continues(tmp_path / "plan.json", {})
+
+
+def test_two_comparisons_do_not_work_in_one_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CompareConfig(games=["random"], solvers=["nash_mp"], queries=4, seeds=1, out=tmp_path / "out")
+    run_comparison(config)
+    before = (config.out / "summary.json").read_bytes()
+    with alone(config.out / ".lock"), pytest.raises(BadInput, match="another process is comparing in"):
+        run_comparison(attrs.evolve(config, seeds=2))
+    assert (config.out / "summary.json").read_bytes() == before
+    run_comparison(attrs.evolve(config, seeds=2))
+
+    @contextlib.contextmanager
+    def without_locks(*_: Any) -> Iterator[None]:
+        raise OSError(errno.ENOLCK, "No locks available")
+        yield
+
+    monkeypatch.setattr(engine, "alone", without_locks)
+    assert run_comparison(attrs.evolve(config, seeds=3)).summary["cells"]["done"] == 3
 
 
 # --- a training's folder
