@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from nlhf_zoo.atomic import alone
 from nlhf_zoo.cli.config_files import read_config, scalar
+from nlhf_zoo.cli.main import main
 from nlhf_zoo.comparison import engine
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.engine import run_comparison
@@ -402,3 +403,30 @@ def test_a_verdict_that_is_no_probability_is_refused(value: Any, tmp_path: Path)
 def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="null byte"):
         VerdictStore("\x00").known([b"key"])
+
+
+# --- the command line
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "line"),
+    [
+        ("--game random --game-set responses=10000000000", 1, "out of memory"),
+        ("--game random --policy mlp --policy-set hidden=1000000000000", 1, "out of memory"),
+        (f"--game random --comparisons {10**30}", 2, "fewer than 2**31 comparisons"),
+    ],
+)
+def test_what_no_machine_can_do_is_one_line(
+    argv: str, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", "--steps", "1", *argv.split()]) == code
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+
+
+def test_a_label_that_is_no_unicode_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    games = [{"name": "random", "label": "\udcff.csv"}]
+    with pytest.raises(BadInput, match="has no name in Unicode"):
+        run_comparison(CompareConfig(games=games, solvers=["nash_mp"], queries=3, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
