@@ -23,7 +23,7 @@ MODEL = "judge-1"
 PATIENCE = 60.0
 """Seconds after which something that has not happened is taken for one that does not."""
 Asked = tuple[str, str, str]
-Plan = Callable[[int, Asked], str]
+Plan = Callable[[int, Asked], str | bytes]
 
 
 def well(number: int, asked: Asked) -> str:
@@ -44,7 +44,7 @@ class JudgeServer:
     """What it is told, and what it has seen.
 
     Attributes:
-        plan: what to do with the n-th request about a pair, n from 1: "ok", or a way to misbehave.
+        plan: what to do with the n-th request about a pair, n from 1: "ok", a way to misbehave, or a body as it is.
         quality: of a response, which this judge goes by.
         soft: whether log-probabilities are given to who asks for them.
         delivered: ordered pairs whose verdict was written out whole, in order.
@@ -59,6 +59,7 @@ class JudgeServer:
     tokens: tuple[int, int] = (100, 1)
     quality: Callable[[str], float] = float
     url: str = ""
+    elsewhere: str = ""
     delivered: list[Asked] = attrs.field(factory=list)
     requests: Counter[Asked] = attrs.field(factory=Counter)
     bodies: list[dict[str, Any]] = attrs.field(factory=list)
@@ -113,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             with judge.lock:
                 judge.in_flight -= 1
 
-    def _answer(self, body: dict[str, Any], asked: Asked, what: str) -> None:
+    def _answer(self, body: dict[str, Any], asked: Asked, what: str | bytes) -> None:
         given = self.headers.get("authorization", "")
         if self.path != "/v1/chat/completions":
             return self._send(404, {"error": {"message": f"no such path {self.path}"}})
@@ -123,6 +124,12 @@ class _Handler(BaseHTTPRequestHandler):
         if body["model"] != MODEL:
             return self._send(404, {"error": {"message": f"the model {body['model']} does not exist"}})
         match what:
+            case bytes():
+                return self._write(200, what, headers={"content-encoding": "gzip"} if what[:2] == b"\x1f\x8b" else None)
+            case "elsewhere":
+                return self._write(307, b"", headers={"location": f"{self.judge.elsewhere}/chat/completions"})
+            case "echo":
+                return self._send(500, {"error": {"message": f"{'.' * 265}{given}"}})
             case "429":
                 return self._send(429, {"error": {"message": "slow down"}})
             case "429 after":

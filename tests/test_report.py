@@ -18,8 +18,9 @@ from nlhf_zoo.errors import BadInput
 from nlhf_zoo.report import Report
 from nlhf_zoo.report.convergence import POINTS, check_claims, claims, curves
 from nlhf_zoo.report.figures import embed
-from nlhf_zoo.report.markup import escape, number, redact
+from nlhf_zoo.report.markup import escape, number
 from nlhf_zoo.report.palette import SHADES, Palette
+from nlhf_zoo.secrecy import redact
 
 NASTY = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&\x00\x1b\ud800"
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -299,6 +300,10 @@ def test_distribution_shows_the_likeliest_and_says_what_is_left_out():
         "API_KEY=abcdef123",
         'password: "abcdef123"',
         "https://me:abcdef123@example.org/x",
+        "https://abcdef123@example.org/x",
+        "'https://example.org/x?a=b&key=abcdef123&c=d'",
+        "--oracle-set key=abcdef123",
+        "gsk_abcdef123456",
         "hf_abcdef123456",
         "Authorization: Bearer abcdef123",
     ],

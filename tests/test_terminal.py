@@ -34,3 +34,12 @@ def test_a_line_every_half_minute(capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_what_is_quick_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert said(capsys, monkeypatch, 0.001, 900) == []
+
+
+def test_no_table_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    nasty = "\x1b[2Jred [red]b[/red]\u202e"
+    terminal.console().print(terminal.table(nasty, (nasty,), [[nasty]]))
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert shown.count("[red]b[/red]") == 3, "labels are no markup"

@@ -242,8 +242,44 @@ def test_the_model_card_says_what_the_policy_is(finished: tuple[TrainConfig, dic
 
 def test_the_model_card_keeps_secrets(finished: tuple[TrainConfig, dict]) -> None:
     config, result = finished
-    options = {"function": "a:b", "api_key": "hush-1", "hub_token": "hush-2"}
-    assert "hush" not in model_card(attrs.evolve(config, oracle_options=options), result)
+    options = {"function": "a:b", "hub_token": "hush-1", "extra": {"key": "hush-2", "members": [{"token": "hush-3"}]}}
+    assert "hush" not in model_card(attrs.evolve(config, oracle_options=options, logger_options=options), result)
+
+
+def test_no_setting_ends_its_place_in_the_model_card(finished: tuple[TrainConfig, dict]) -> None:
+    config, result = finished
+    fence = "```\n<script>alert(1)</script>\n# A heading"
+    card = model_card(attrs.evolve(config, prompts=f"p |\n{fence}", oracle_options={"function": fence}), result)
+    table = next(line for line in card.splitlines() if line.startswith("| prompts |"))
+    assert table.count("|") - table.count(r"\|") == 3
+    assert "<script>" not in card.split("## Repeat it")[0]
+    repeat = card.split("````yaml\n")[1].split("````")[0]
+    assert yaml.safe_load(repeat)["oracle_options"] == {"function": fence}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"oracle_options": {"extra": {"api_key": "hush"}}}, "oracle_options.extra.api_key"),
+        ({"oracle_options": {"key_env": f"gsk_{'h1' * 20}"}}, "oracle_options.key_env"),
+        ({"logger_options": {"tracking_uri": "http://me:hush@host"}}, "logger_options.tracking_uri"),
+        (
+            {"oracle_options": {"members": [{"options": {"path": "x?key=hush"}}]}},
+            "oracle_options.members.0.options.path",
+        ),
+        ({"model": f"hf_{'h1' * 17}"}, "model"),
+    ],
+)
+def test_a_secret_among_the_settings_is_refused_and_not_repeated(changes: dict, named: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=rf"{named} holds what looks like a secret") as caught:
+        TrainConfig(**{"model": "m", "prompts": "p", "oracle": "o", "out": tmp_path, **changes})
+    assert "hush" not in str(caught.value)
+    assert "h1h1" not in str(caught.value)
+
+
+def test_names_that_only_resemble_secrets_are_settings(tmp_path: Path) -> None:
+    options = {"max_tokens": 16, "key_env": "A_KEY", "token": "A", "path": "models/hf_judge_of_2026/sk-ranker"}
+    TrainConfig(model="hf_model_finetuned_on_2026_data", prompts="p", oracle="o", out=tmp_path, oracle_options=options)
 
 
 def test_samples_and_figures_of_every_evaluation_are_kept(finished: tuple[TrainConfig, dict]) -> None:

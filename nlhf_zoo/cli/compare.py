@@ -21,7 +21,7 @@ def run(config: CompareConfig) -> Answer:
     """Play what is missing, and say who did best; the exit code is 1 where a run failed."""
     from nlhf_zoo.cli.terminal import progress_bar
     from nlhf_zoo.comparison.engine import run_comparison
-    from nlhf_zoo.report.markup import redact
+    from nlhf_zoo.secrecy import redact
 
     _check_types(config)
     command = redact(shlex.join(["nlhf-zoo", *sys.argv[1:]]))

@@ -14,6 +14,7 @@ import attrs
 import yaml
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.plain import from_yaml
 
 __all__ = ["as_yaml", "commented_yaml", "read_config", "recipes", "scalar"]
 
@@ -48,8 +49,8 @@ def scalar(text: str) -> Any:
         BadInput: not YAML.
     """
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError:
+        return from_yaml(text, _Loader)
+    except ValueError:
         raise BadInput(f"{text!r} is not a YAML value; quote it") from None
 
 
@@ -63,11 +64,9 @@ def read_config(path: str) -> dict[str, Any]:
     """
     text = _recipe(path.removeprefix(RECIPE)) if path.startswith(RECIPE) else _file(path)
     try:
-        content = yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise BadInput(f"{path}: not YAML{place}: {getattr(error, 'problem', None) or error}") from None
+        content = from_yaml(text, _Loader)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):

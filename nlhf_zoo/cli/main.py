@@ -53,8 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):
             return _fault("interrupted", INTERRUPTED)
         return stop.code if isinstance(stop.code, int) else FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fault("out of memory; ask for less: fewer responses, a smaller model or batch", FAILED)
     except OSError as error:
         return _fault(f"{error.filename}: {error.strerror}" if error.filename else str(error), BAD_INPUT)
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    # torch says it by plain RuntimeErrors, of which only the words are different.
+    words = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _fault(message: str, code: int) -> int:

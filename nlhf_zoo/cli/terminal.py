@@ -35,9 +35,10 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    called = None if title is None else printable(title)
+    made = Table(title=called, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        made.add_column(printable(column), justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(printable, row))
     return made

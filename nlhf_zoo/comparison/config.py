@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ UNSAVED = {"saved": False}
 
 def _at_least(least: float) -> Any:
     def check(_: Any, field: Any, value: float | None) -> None:
-        if value is not None and value < least:
-            raise BadInput(f"{field.name} must be >= {least:g}, got {value:g}")
+        if value is not None and not least <= value < math.inf:
+            raise BadInput(f"{field.name} must be >= {least:g} and finite, got {value:g}")
 
     return check
 

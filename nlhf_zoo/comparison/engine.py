@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from nlhf_zoo.atomic import write_text
+from nlhf_zoo.atomic import alone, write_text
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.entries import GameEntry, SolverEntry, game_entries, solver_entries
 from nlhf_zoo.comparison.environment import environment
@@ -31,6 +32,9 @@ from nlhf_zoo.training.local_files import rooted
 __all__ = ["Comparison", "run_comparison"]
 
 Progress = Callable[[int, int], None]
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+"""What some disks of a network say to a lock; sessions write no file in common but the last, so that none is needed."""
 
 
 @attrs.frozen(eq=False)
@@ -76,8 +80,8 @@ def run_comparison(config: CompareConfig, progress: Progress | None = None, comm
         BadInput: a setting that cannot be used, or a folder that holds something else; nothing was played then.
         KeyboardInterrupt: stopped; what had ended is in the folder, the report too.
     """
-    work = _Work(config, progress, command)
-    with contextlib.closing(work.journal):
+    with contextlib.ExitStack() as held:
+        work = _Work(config, progress, command, held)
         try:
             work.tune()
             work.play()
@@ -90,7 +94,10 @@ def run_comparison(config: CompareConfig, progress: Progress | None = None, comm
 class _Work:
     """One session's work on a comparison."""
 
-    def __init__(self, config: CompareConfig, progress: Progress | None, command: str | None) -> None:
+    def __init__(
+        self, config: CompareConfig, progress: Progress | None, command: str | None, held: contextlib.ExitStack
+    ) -> None:
+        """`held` gets what is to be closed when the work ends: the folder's lock, and its journal."""
         self.config, self.progress, self.command = config, progress, command
         self.solvers = solver_entries(config)
         self.games = game_entries(config.games, config)
@@ -105,7 +112,7 @@ class _Work:
             for point in entry.points:  # what a game refuses is said before a folder is made
                 self._run(game, entry, point, config.seed, "run")
         self.planned = self._planned()
-        self.journal = self._claim()
+        self.journal = held.enter_context(contextlib.closing(self._claim(held)))
         self._cells: dict[str, Mapping[str, Any]] = {}
 
     # What is to be done
@@ -145,14 +152,14 @@ class _Work:
     def _reported_runs(self) -> list[Run]:
         return [run for game in self.runs.values() for runs in game.values() for run in runs]
 
-    def _claim(self) -> Journal:
+    def _claim(self, held: contextlib.ExitStack) -> Journal:
         """Pass where the folder is new, empty, or this comparison's; and write down what is being done.
 
         Returns:
             Its finished cells.
 
         Raises:
-            BadInput: it holds something else, or cannot be written to.
+            BadInput: it holds something else, another process is at work in it, or it cannot be written to.
         """
         out = self.folder.root
         try:
@@ -160,6 +167,7 @@ class _Work:
                 raise BadInput(f"out: {out} holds something that is no comparison; give a new folder")
             planned = plan(self.config, self.games, self.tuning_games, self.solvers)
             self.folder.make()
+            self._lock(held)
             journal = Journal(self.folder.cells)
             if journal.cells:
                 check_continues(self.folder.plan, planned)
@@ -169,6 +177,17 @@ class _Work:
             return journal
         except OSError as error:
             raise BadInput(f"out: {out} cannot be written to: {error.strerror or error}") from None
+
+    def _lock(self, held: contextlib.ExitStack) -> None:
+        try:
+            held.enter_context(alone(self.folder.root / ".lock"))
+        except BlockingIOError:
+            raise BadInput(
+                f"out: another process is comparing in {self.folder.root}; wait until it ends, or end it"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
 
     def _saved(self) -> dict[str, Any]:
         config = attrs.asdict(self.config, filter=lambda field, _: field.metadata.get("saved", True), recurse=False)

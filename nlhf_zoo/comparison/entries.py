@@ -292,6 +292,12 @@ def _check_keys(where: str, given: Mapping[Any, Any], known: Sequence[str]) -> N
 
 def _distinct(entries: Sequence[GameEntry] | Sequence[SolverEntry], what: str) -> None:
     labels = [entry.label for entry in entries]
+    # A file's name may be of any bytes; what is written down is Unicode.
+    odd = next((label for label in labels if label.encode("utf-8", "replace").decode("utf-8") != label), None)
+    if odd is not None:
+        raise BadInput(
+            f"the {what.removesuffix('s')} {odd!r} has no name in Unicode; rename the file, or give a `label:`"
+        )
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         raise BadInput(f"two {what} are called {twice!r}; drop one, or give it a `label:` in a YAML file")

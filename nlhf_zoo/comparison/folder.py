@@ -13,6 +13,7 @@ pools/<key>.npz         language models: every verdict of the policies that met
 runs/<key>/             language models: the training run's own folder
 summary.json            per game: table, ranks, verdict, tuning, uncertainty of the equilibrium
 report.html             the page
+.lock                   held by the process that is at work here
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.plain import from_json
 
 __all__ = ["Journal"]
 
@@ -88,9 +89,9 @@ class Journal:
 
     def _note(self, line: bytes, path: Path, offset: int) -> None:
         try:
-            cell = json.loads(line, object_hook=_unpacked)
+            cell = from_json(line, object_hook=_unpacked)
             key = cell.pop("key")
-        except (ValueError, KeyError, AttributeError, struct.error):
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error):
             return
         if cell.get("lasting", True) and key not in self.cells:
             cell.pop("policy", None)

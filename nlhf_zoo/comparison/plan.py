@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from nlhf_zoo.comparison.config import CompareConfig
 from nlhf_zoo.comparison.entries import GameEntry, SolverEntry
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.plain import plain
+from nlhf_zoo.plain import from_json, plain
 
 __all__ = ["check_continues", "plan"]
 
@@ -49,7 +48,7 @@ def check_continues(saved: Path, now: Plan) -> None:
         return
     folder = saved.parent
     try:
-        difference = next(_differences(json.loads(saved.read_text(encoding="utf-8")), now), None)
+        difference = next(_differences(from_json(saved.read_text(encoding="utf-8")), now), None)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"out: {saved} cannot be understood; give a new folder") from None
     if difference is not None:

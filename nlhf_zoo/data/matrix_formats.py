@@ -16,6 +16,7 @@ import numpy as np
 
 from nlhf_zoo.data.files import file_format, open_text, parsing, require_file
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.plain import from_json
 
 __all__ = ["Table", "read_table"]
 
@@ -215,8 +216,8 @@ def _read_json(path: Path) -> Table:
     with open_text(path) as handle:
         text = handle.read()
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = from_json(text)
+    except ValueError as error:
         raise BadInput(f"{path}: not json ({error})") from None
     if not isinstance(content, Mapping):
         return Table(_nested(path, content))

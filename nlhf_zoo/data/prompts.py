@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from nlhf_zoo.data.files import file_format, open_text, parsing, require_file
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.plain import from_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Prompt", "read_prompts", "render_prompts", "transcript"]
+__all__ = ["Prompt", "chat_text", "read_prompts", "render_prompts", "transcript"]
 
 Prompt = str | list[dict[str, str]]
 """A plain text, or chat messages with `role` and `content`, the last of them not the assistant's."""
@@ -95,6 +96,28 @@ def render_prompts(prompts: Iterable[Prompt], tokenizer: PreTrainedTokenizerBase
     return texts
 
 
+def chat_text(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **how: Any) -> str:
+    """A chat through the tokenizer's chat template, which runs in a sandbox.
+
+    Args:
+        how: further options of `apply_chat_template`.
+
+    Raises:
+        BadInput: the template does not take it, or is none.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **how)
+    # A template is a program, of whoever made the tokenizer.
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        roles = ", ".join(message["role"] for message in messages)
+        raise BadInput(f"the chat template refuses the roles {roles} ({reason})") from None
+    assert isinstance(text, str)
+    return text
+
+
 def transcript(prompt: Prompt) -> str:
     """What a judge reads of a prompt: a single user message as it is, a longer chat as a transcript."""
     if isinstance(prompt, str):
@@ -105,16 +128,10 @@ def transcript(prompt: Prompt) -> str:
 
 
 def _through_template(number: int, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    from jinja2 import TemplateError
-
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        roles = ", ".join(message["role"] for message in messages)
-        raise BadInput(f"prompt {number}: the chat template refuses the roles {roles} ({reason})") from None
-    assert isinstance(text, str)
-    return text
+        return chat_text(messages, tokenizer, add_generation_prompt=True)
+    except BadInput as error:
+        raise BadInput(f"prompt {number}: {error}") from None
 
 
 def _looks_like_hub_id(source: str) -> bool:
@@ -176,11 +193,11 @@ def _json(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 
 def _decoded(path: Path, place: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return from_json(text)
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}: {place} is not json ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise BadInput(f"{path}: {place} is nested too deeply; give texts or chat messages") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: {place} cannot be read ({error}); give texts or chat messages") from None
 
 
 def _cell(path: Path, place: str, column: str, row: Any) -> Any:
@@ -259,12 +276,21 @@ def _prompt(source: str, place: str, value: Any) -> Prompt:
     if isinstance(value, str):
         if not value.strip():
             raise BadInput(f"{source}: {place}: the prompt is empty; drop the row")
+        _require_unicode(f"{source}: {place}", value)
         return value
     if not isinstance(value, list):
         raise BadInput(f"{source}: {place}: a prompt is a text or a list of chat messages, not {type(value).__name__}")
     if not value:
         raise BadInput(f"{source}: {place}: the chat has no messages; drop the row")
     return _chat(f"{source}: {place}", value)
+
+
+def _require_unicode(where: str, text: str) -> None:
+    # JSON can say "\ud83d", half of an emoji: no tokenizer takes it, and no file or request can hold it.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{where}: holds half a surrogate pair, which is no Unicode; mend or drop the row") from None
 
 
 def _chat(where: str, messages: list[Any]) -> list[dict[str, str]]:
@@ -274,6 +300,7 @@ def _chat(where: str, messages: list[Any]) -> list[dict[str, str]]:
         given = {k: v for k, v in message.items() if v is not None} if isinstance(message, Mapping) else {}
         if not all(isinstance(given.get(key), str) for key in ("role", "content")) or not given["role"]:
             raise BadInput(f"{where}: message {number} needs a text 'role' and a text 'content'")
+        _require_unicode(f"{where}: message {number}", given["role"] + given["content"])
         chat.append(given)
     if chat[-1]["role"] == "assistant":
         raise BadInput(f"{where}: the chat ends with the assistant's answer; drop the last message")

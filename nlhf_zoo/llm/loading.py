@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,15 @@ import torch
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.llm.adapters import quiet_peft
 from nlhf_zoo.llm.places import require_place, similar_folders
+from nlhf_zoo.plain import from_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["load_causal_lm", "load_in_4bit", "load_tokenizer"]
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Of an adapter's folder, as peft calls them."""
 
 
 def load_causal_lm(
@@ -33,9 +34,18 @@ def load_causal_lm(
     Raises:
         BadInput: it cannot be loaded; the message says why.
     """
-    if Path(model, ADAPTER_CONFIG).is_file():
-        return _with_adapter(model, dtype, trust_remote_code)
-    return _whole(model, what, dtype=dtype, trust_remote_code=trust_remote_code)
+    base, adapters = model, list[str]()
+    while Path(base, ADAPTER_CONFIG).is_file():
+        if base in adapters:
+            raise BadInput(
+                f"{what}: the adapter in {base} is its own base model; name a whole model in {ADAPTER_CONFIG}"
+            )
+        adapters.append(base)
+        base = _base_of(base)
+    loaded = _whole(base, what, dtype=dtype, trust_remote_code=trust_remote_code)
+    for adapter in reversed(adapters):
+        loaded = _with_adapter(loaded, adapter)
+    return loaded
 
 
 def load_in_4bit(model: str, *, device: str, compute: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -79,18 +89,24 @@ def _whole(model: str, what: str, **options: Any) -> PreTrainedModel:
     return _load(what, model, lambda: AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, **options))
 
 
-def _with_adapter(folder: str, dtype: torch.dtype | str, trust_remote_code: bool) -> PreTrainedModel:
-    from peft import PeftModel
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
-
-    settings = json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    base = settings.get("base_model_name_or_path")
+def _base_of(folder: str) -> str:
+    file = Path(folder, ADAPTER_CONFIG)
+    try:
+        settings = from_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"model: {file} is not json ({error}); save the adapter again") from None
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not isinstance(base, str) or not base:
-        raise BadInput(f"model: {folder}/{ADAPTER_CONFIG} names no base_model_name_or_path; write it in")
-    if not Path(folder, SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise BadInput(f"model: {file} names no base_model_name_or_path; write it in")
+    if not Path(folder, WEIGHTS).is_file():
         # peft would go on to adapter_model.bin, a pickle.
-        raise BadInput(f"model: the adapter in {folder} has no {SAFETENSORS_WEIGHTS_NAME}; save it as safetensors")
-    below = load_causal_lm(base, dtype=dtype, trust_remote_code=trust_remote_code)
+        raise BadInput(f"model: the adapter in {folder} has no {WEIGHTS}; save it as safetensors")
+    return base
+
+
+def _with_adapter(below: PreTrainedModel, folder: str) -> PreTrainedModel:
+    from peft import PeftModel
+
     with quiet_peft():
         merged = _load("adapter", folder, lambda: PeftModel.from_pretrained(below, folder).merge_and_unload())
     return merged.requires_grad_(True)
@@ -113,14 +129,13 @@ def load_tokenizer(tokenizer: str, trust_remote_code: bool = False) -> PreTraine
 
 
 def _load(what: str, source: str, load: Any) -> Any:
-    from safetensors import SafetensorError
-
     require_place(what, source)
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a config made by anybody brings transformers and peft to raise anything
         there = Path(source).exists()
         hint = "; give a folder in transformers format" if there else similar_folders(source)
         hint = hint or "; give a folder, or a hub id that this machine can reach"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = str(error).strip().partition("\n")[0]
+        reason = first if isinstance(error, OSError | ValueError) and first else f"{type(error).__name__}: {first}"
         raise BadInput(f"{what} {source!r} cannot be loaded ({reason}){hint}") from None

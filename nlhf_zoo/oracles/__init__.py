@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.oracles.build import Options, build_oracle, essential_options, traits
+from nlhf_zoo.plain import from_yaml
 from nlhf_zoo.registry.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _judge_options(oracle: str, options: Mapping[str, Any], **more: Callable[[An
 def _convert(name: str, kind: Callable[[Any], Any], value: Any) -> Any:
     try:
         return kind(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadInput(f"oracle option {name}: {value!r} does not fit ({error})") from error
 
 
@@ -279,11 +280,9 @@ def _optional(name: str, kind: Callable[[Any], Any], value: Any) -> Any:
 
 def _structure(name: str, kind: type, value: Any) -> Any:
     """A list or a mapping, from a YAML file as it is or from a command line as text."""
-    import yaml
-
     try:
-        found = yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError:
+        found = from_yaml(value) if isinstance(value, str) else value
+    except ValueError:
         found = None
     if not isinstance(found, kind) or isinstance(found, str):
         raise BadInput(f"oracle option {name} must be a {'list' if kind is Sequence else 'mapping'}, as YAML or JSON")

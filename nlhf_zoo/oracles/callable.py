@@ -46,7 +46,7 @@ class CallableOracle(PreferenceOracle):
         """From "package.module:function", a module on Python's path.
 
         Raises:
-            BadInput: not of this form, no such module, or nothing callable of that name in it.
+            BadInput: not of this form, no such module or one that raises, or nothing callable of that name in it.
         """
         module_name, _, attribute = function.partition(":")
         if not module_name or not attribute:
@@ -59,6 +59,8 @@ class CallableOracle(PreferenceOracle):
             raise BadInput(f"cannot import {module_name!r} ({error}); put its folder on PYTHONPATH") from error
         except AttributeError as error:
             raise BadInput(f"module {module_name!r} has no {attribute!r}") from error
+        except (Exception, SystemExit) as error:  # foreign code
+            raise BadInput(f"cannot import {module_name!r} ({_line(error)})") from error
         return cls(found, symmetrise=symmetrise, name=function)
 
     @property
@@ -113,8 +115,9 @@ class CallableOracle(PreferenceOracle):
             answer = self.function(list(prompts), list(first), list(second))
         except (Exception, SystemExit) as error:  # foreign code
             place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-            raise JudgeFailed(f"judge {self.name} raised {reason}") from error
+            raise JudgeFailed(
+                f"judge {self.name} raised {_line(error)} ({place.filename}, line {place.lineno})"
+            ) from error
         try:
             values = torch.as_tensor(answer, dtype=torch.float64, device="cpu").detach()
         except (TypeError, ValueError, RuntimeError) as error:
@@ -127,3 +130,7 @@ class CallableOracle(PreferenceOracle):
             row = int(wrong.nonzero()[0])
             raise JudgeFailed(f"judge {self.name} answered {values[row].item()} for pair {row}; it must be in [0, 1]")
         return values
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nlhf_zoo.data.prompts import chat_text
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.llm.folders import moved
 from nlhf_zoo.llm.forward import forward
 from nlhf_zoo.llm.loading import load_causal_lm, load_tokenizer
-from nlhf_zoo.oracles.judge_prompt import FIELDS, JudgePrompt, read_judge_prompt
+from nlhf_zoo.oracles.judge_prompt import FIELDS, JudgePrompt, Message, read_judge_prompt
 from nlhf_zoo.oracles.sequence_scores import default_max_length
 from nlhf_zoo.oracles.templates import Template, encode
 from nlhf_zoo.oracles.verdicts.files import fingerprint
@@ -151,17 +152,14 @@ def _chat(tokenizer: Any, prompt: JudgePrompt) -> str:
     return text
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+def _rendered(tokenizer: Any, messages: list[Message]) -> str:
     joined = "\n\n".join(message["content"].strip() for message in messages)
     if not getattr(tokenizer, "chat_template", None):
         return f"{joined}\n\nAnswer: "
-    from jinja2 import TemplateError
-
     try:
-        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    except TemplateError:  # some templates know no system message
-        alone = [{"role": "user", "content": joined}]
-        return tokenizer.apply_chat_template(alone, add_generation_prompt=True, tokenize=False)
+        return chat_text(messages, tokenizer, add_generation_prompt=True)
+    except BadInput:  # some templates know no system message
+        return chat_text([{"role": "user", "content": joined}], tokenizer, add_generation_prompt=True)
 
 
 def _verdict_tokens(tokenizer: Any, prompt: JudgePrompt) -> list[list[int]]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import yaml
 
 from nlhf_zoo.data.files import open_text
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.oracles.templates import Template
 from nlhf_zoo.oracles.verdicts.question import Question
+from nlhf_zoo.plain import from_yaml
 
 __all__ = ["FIELDS", "JudgePrompt", "Message", "TokenChoice", "read_judge_prompt"]
 
@@ -141,10 +141,11 @@ def read_judge_prompt(path: str | os.PathLike[str] | None) -> JudgePrompt:
     """
     file = Path(path) if path is not None else Path(__file__).with_suffix(".yaml")
     with open_text(file) as handle:
-        try:
-            content = yaml.safe_load(handle)
-        except yaml.YAMLError as error:
-            raise BadInput(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from None
+        text = handle.read()
+    try:
+        content = from_yaml(text)
+    except ValueError as error:
+        raise BadInput(f"{file}: {error}") from None
     known = [field.name for field in attrs.fields(JudgePrompt) if field.init]
     if not isinstance(content, Mapping) or "user" not in content:
         raise BadInput(f"{file}: a judge template has a field user, and may have {', '.join(known)}")

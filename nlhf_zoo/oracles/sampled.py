@@ -27,7 +27,7 @@ class SampledOracle(EnumerableOracle):
 
     Args:
         oracle: the truth, which holds a preference matrix.
-        comparisons: comparisons a response, >= 1.
+        comparisons: comparisons a response, from 1 to 2^31 - 1.
     """
 
     answers_by_coin = True
@@ -35,6 +35,8 @@ class SampledOracle(EnumerableOracle):
     def __init__(self, oracle: EnumerableOracle, comparisons: int = 1) -> None:
         if comparisons < 1:
             raise BadInput(f"a sampled oracle needs at least 1 comparison a response, got {comparisons}")
+        if comparisons >= 2**31:
+            raise BadInput(f"a sampled oracle draws fewer than 2**31 comparisons a response, got {comparisons}")
         self.base = oracle
         self.comparisons = comparisons
         self.batch_shape = oracle.batch_shape

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from nlhf_zoo.data.prompts import chat_text
 from nlhf_zoo.errors import BadInput
 
 __all__ = ["Template", "chat_template", "encode"]
@@ -63,7 +65,7 @@ def chat_template(tokenizer: Any) -> str:
         raise BadInput("template='chat' needs a tokenizer with a chat template; give the template itself")
     marks = {"prompt": "NLHFPROMPTMARK", "response": "NLHFRESPONSEMARK"}
     turns = [{"role": "user", "content": marks["prompt"]}, {"role": "assistant", "content": marks["response"]}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False).replace("{", "{{").replace("}", "}}")
+    text = chat_text(turns, tokenizer).replace("{", "{{").replace("}", "}}")
     for field, mark in marks.items():
         text = text.replace(mark, f"{{{field}}}")
     return Template(text, ("prompt", "response")).text
@@ -74,13 +76,15 @@ def encode(tokenizer: Any, template: Template, rows: Sequence[Row], max_length: 
 
     A row that is too long loses its prompt from the left, then the ends of its responses, the longest one
     first, so that equal responses stay equal; the template's own words always stay. Special tokens are
-    added unless the text begins with the tokenizer's own first one (a chat template has written it).
+    added unless the text begins with the tokenizer's own first one (a chat template has written it). The name of
+    one in a response is mere text: a policy that spells the end of its turn does not speak for the judge.
 
     Raises:
         BadInput: the template alone is longer than `max_length`, or a tokenizer without offsets would have
             to shorten.
     """
-    rendered = [template.render(row) for row in rows]
+    names = _special_names(tokenizer)
+    rendered = [template.render(_spelt_apart(row, names)) for row in rows]
     start = getattr(tokenizer, "bos_token", None)
     begun = [bool(start) and text.startswith(start) for text, _ in rendered]
     encoded: list[list[int]] = [[] for _ in rendered]
@@ -100,6 +104,24 @@ def encode(tokenizer: Any, template: Template, rows: Sequence[Row], max_length: 
                 ids = _shortened(ids, answer["offset_mapping"][place], rendered[i][1], len(ids) - max_length)
             encoded[i] = ids
     return encoded
+
+
+def _special_names(tokenizer: Any) -> re.Pattern[str] | None:
+    """What the tokenizer would take for one of its special tokens, wherever it stands."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _spelt_apart(row: Row, names: re.Pattern[str] | None) -> Row:
+    """The row with a space in each special token's name, but in the prompt, which nobody trains."""
+    if names is None:
+        return row
+    return {
+        field: text if field == "prompt" else names.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text)
+        for field, text in row.items()
+    }
 
 
 def _shortened(ids: list[int], offsets: Sequence[Span], spans: Mapping[str, Span], excess: int) -> list[int]:

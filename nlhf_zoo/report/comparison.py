@@ -12,10 +12,11 @@ import numpy as np
 from nlhf_zoo.oracles.audit import Audit, audit_rows
 from nlhf_zoo.report import convergence
 from nlhf_zoo.report.convergence import Claim, Curve, Measured
-from nlhf_zoo.report.markup import Span, number, redact
+from nlhf_zoo.report.markup import Span, number
 from nlhf_zoo.report.page import Report
 from nlhf_zoo.report.reading import Comparison, PlayedGame, read_comparison
 from nlhf_zoo.report.standings import counts, ends, final_table, name_of, overall_table, verdicts
+from nlhf_zoo.secrecy import redact
 
 __all__ = ["compose", "measured", "write_comparison"]
 

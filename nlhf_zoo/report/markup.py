@@ -1,11 +1,10 @@
-"""Text into HTML: escaping, numbers as people read them, tables, and what must never be printed."""
+"""Text into HTML: escaping, numbers as people read them, tables."""
 
 from __future__ import annotations
 
 import html
 import math
 import numbers
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -13,19 +12,11 @@ import attrs
 
 from nlhf_zoo.errors import BadInput
 
-__all__ = ["Span", "escape", "number", "power", "redact", "table"]
+__all__ = ["Span", "escape", "number", "power", "table"]
 
 _CONTROL = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {127: "\u2421"}
 _CONTROL |= dict.fromkeys(range(128, 160), "\ufffd")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SECRET_NAME = r"[\w-]*(?:token|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|private[_-]?key|credentials?)"
-_VALUE = r"""("[^"]*"|'[^']*'|[^\s'"]+)"""
-_SECRETS = (
-    (re.compile(rf"({_SECRET_NAME}\s*[=:]\s*|--{_SECRET_NAME}\s+){_VALUE}", re.IGNORECASE), r"\1•••"),
-    (re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|xox[abp]-)[A-Za-z0-9_-]{8,}"), "•••"),
-    (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), r"\1•••@"),
-    (re.compile(r"(\bbearer\s+)\S+", re.IGNORECASE), r"\1•••"),
-)
 
 
 def power(value: float) -> str:
@@ -52,13 +43,6 @@ def escape(text: object) -> str:
     # A lone surrogate cannot be written as UTF-8, and bytes that a model makes up may hold one.
     clean = str(text).encode("utf-8", "replace").decode("utf-8")
     return html.escape(clean.replace("\r\n", "\n").translate(_CONTROL), quote=True)
-
-
-def redact(text: str) -> str:
-    """The same text with what looks like a password, token or key put out of sight."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def number(value: float | int | None, digits: int = 3) -> str:

@@ -17,9 +17,10 @@ from nlhf_zoo.report import convergence, figures, words
 from nlhf_zoo.report.controls import controls, key, radios
 from nlhf_zoo.report.convergence import Measured
 from nlhf_zoo.report.cycles import three_cycles
-from nlhf_zoo.report.markup import escape, redact, table
+from nlhf_zoo.report.markup import escape, table
 from nlhf_zoo.report.palette import Palette
 from nlhf_zoo.report.template import Section, Sign, fill
+from nlhf_zoo.secrecy import redact
 
 __all__ = ["Report"]
 

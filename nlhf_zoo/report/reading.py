@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import attrs
 import numpy as np
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.plain import from_json, from_yaml
 
 __all__ = ["Comparison", "PlayedGame", "Runs", "read_comparison"]
 
@@ -90,7 +92,9 @@ def read_comparison(folder: Path) -> Comparison:
     summary = _json(folder / "summary.json")
     boards = {label: board for path in sorted((folder / "games").glob("*.npz")) for label, board in [_board(path)]}
     rates, samples = _rows(folder / "win_rates.parquet"), _lines(folder / "samples.jsonl")
-    told: Mapping[str, Any] = summary.get("games") or {}
+    told = _mapping(folder / "summary.json", summary.get("games") or {})
+    for part in (*told.values(), *(summary.get(name) for name in ("cells", "overall"))):
+        _mapping(folder / "summary.json", part or {})
     games = dict.fromkeys([*columns["game"].tolist(), *told])
     reported = columns["role"] == "run"
     return Comparison(
@@ -139,14 +143,18 @@ def _runs(columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, dict[str, li
 def _board(path: Path) -> tuple[str, dict[str, Any]]:
     """The label of a game, and what is known of it."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError) as error:
+        matrix = arrays.get("P")
+        size = len(matrix) if matrix is not None else len(arrays.get("equilibrium", ()))
+        labels = tuple(map(str, arrays.get("labels", [f"response {i}" for i in range(size)])))
+        mass = np.exp(arrays["equilibrium"]) if "equilibrium" in arrays else None
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from None
-    matrix = arrays.get("P")
-    size = len(matrix) if matrix is not None else len(arrays.get("equilibrium", ()))
-    labels = tuple(map(str, arrays["labels"])) if "labels" in arrays else tuple(f"response {i}" for i in range(size))
-    mass = np.exp(arrays["equilibrium"]) if "equilibrium" in arrays else None
+    shapes = [] if matrix is None else [matrix.shape == (size, size)]
+    shapes += [] if mass is None else [mass.shape == (size,)]
+    if not all(shapes) or (shapes and len(labels) != size):
+        raise _unreadable(path, ValueError("matrix, equilibrium and labels are not of one size"))
     label = str(arrays["label"]) if "label" in arrays else path.stem
     return label, {"matrix": matrix, "labels": labels, "equilibrium": mass}
 
@@ -182,25 +190,29 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _json(path: Path) -> dict[str, Any]:
     text = _text(path)
     try:
-        return _mapping(path, json.loads(text)) if text else {}
-    except json.JSONDecodeError as error:
+        return _mapping(path, from_json(text)) if text else {}
+    except BadInput:
+        raise
+    except ValueError as error:
         raise _unreadable(path, error) from None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     # Split at line feeds alone: a text of a model may hold any other separator.
     try:
-        return [_mapping(path, json.loads(line)) for line in _text(path).split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
+        return [_mapping(path, from_json(line)) for line in _text(path).split("\n") if line.strip()]
+    except BadInput:
+        raise
+    except ValueError as error:
         raise _unreadable(path, error) from None
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        return _mapping(path, yaml.safe_load(_text(path)) or {})
-    except yaml.YAMLError as error:
+        return _mapping(path, from_yaml(_text(path)) or {})
+    except BadInput:
+        raise
+    except ValueError as error:
         raise _unreadable(path, error) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,10 +13,21 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from nlhf_zoo.atomic import replacing
+from nlhf_zoo.errors import BadInput
 
-__all__ = ["WholeCheckpoints", "checkpoint_at", "checkpoints_in", "newest_checkpoint", "prune", "step_of"]
+__all__ = [
+    "WholeCheckpoints",
+    "checkpoint_at",
+    "checkpoints_in",
+    "newest_checkpoint",
+    "prune",
+    "read_checkpoint",
+    "step_of",
+]
 
 logger = logging.getLogger("nlhf_zoo.training")
+
+_REMOVE = "remove it, to go on from the one before"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -30,6 +42,30 @@ class WholeCheckpoints(TorchCheckpointIO):
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place, durable=True) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path), map_location=map_location or "cpu")
+
+
+def read_checkpoint(path: Path, **how: Any) -> dict[str, Any]:
+    """A checkpoint, of which no code is run.
+
+    Args:
+        how: further options of `torch.load`.
+
+    Raises:
+        BadInput: no checkpoint of a training, or one that holds more than tensors and plain values.
+    """
+    try:
+        found = torch.load(path, **{**how, "weights_only": True})
+        whole = "state_dict" in found and "pytorch-lightning_version" in found
+    # torch reports a missing record, an archive of something else and a class it does not know by these.
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split(". ")[0].split())[:160]
+        raise BadInput(f"{path}: is damaged, or holds code, which is not run ({reason}); {_REMOVE}") from None
+    if not whole:
+        raise BadInput(f"{path}: is no checkpoint of a training; {_REMOVE}")
+    return found
 
 
 def checkpoint_at(out: Path, step: int) -> Path:

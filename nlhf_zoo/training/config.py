@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import attrs
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.secrecy import spilt
 
 __all__ = ["TrainConfig"]
 
 
-def _at_least(least: float, *, strictly: bool = False) -> Any:
+def _at_least(least: float, *, strictly: bool = False, finite: bool = True) -> Any:
     def check(_: Any, field: Any, value: float) -> None:
-        if value < least or (strictly and value == least):
-            raise BadInput(f"{field.name} must be {'>' if strictly else '>='} {least:g}, got {value:g}")
+        if not value >= least or (strictly and value == least) or (finite and math.isinf(value)):
+            wanted = f"{'>' if strictly else '>='} {least:g}{' and finite' if finite else ''}"
+            raise BadInput(f"{field.name} must be {wanted}, got {value:g}")
 
     return check
 
@@ -187,7 +190,7 @@ class TrainConfig:
     max_prompt_tokens: int = attrs.field(default=512, validator=_at_least(1))
     max_new_tokens: int = attrs.field(default=128, validator=_at_least(1))
     temperature: float = attrs.field(default=1.0, converter=float, validator=_at_least(0, strictly=True))
-    unfinished_penalty: float = attrs.field(default=0.0, converter=float, validator=_at_least(0))
+    unfinished_penalty: float = attrs.field(default=0.0, converter=float, validator=_at_least(0, finite=False))
     learning_rate: float = attrs.field(default=1e-6, converter=float, validator=_at_least(0, strictly=True))
     warmup_steps: int = attrs.field(default=0, validator=_at_least(0))
     lr_schedule: str = attrs.field(default="constant", validator=_one_of("constant", "linear", "cosine"))
@@ -223,3 +226,12 @@ class TrainConfig:
     resume: bool = False
     estimate: str | None = None
     trust_remote_code: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        for field in attrs.fields(TrainConfig):
+            named = spilt(getattr(self, field.name), field.name)
+            if named is not None:
+                raise BadInput(
+                    f"{named} holds what looks like a secret, and settings are saved with the run; put it into an"
+                    " environment variable (of a judge behind an endpoint, key_env names it)"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import attrs
 import yaml
 
+from nlhf_zoo.secrecy import public
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.values import plain
 
 __all__ = ["model_card"]
 
 _LIBRARIES = ("nlhf-zoo", "torch", "transformers", "lightning", "peft")
-_SECRET = ("key", "token", "secret", "password")
 
 
 def model_card(config: TrainConfig, result: Mapping[str, Any]) -> str:
@@ -35,7 +36,7 @@ def model_card(config: TrainConfig, result: Mapping[str, Any]) -> str:
     }
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {config.model}, trained by {result['solver']}",
+        f"# {_cell(config.model)}, trained by {result['solver']}",
         "Trained on preferences, as a game against itself (Nash learning from human feedback), with"
         " nlhf-zoo. Choose a licence before you publish it: that of the base"
         " model, of the data and of the judge may bind you.",
@@ -51,8 +52,13 @@ def model_card(config: TrainConfig, result: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
-    lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows]
+    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
     return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines])
+
+
+def _cell(text: str) -> str:
+    # One line, in which nothing ends the cell or begins an element.
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
 
 
 def _training(config: TrainConfig, result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -74,12 +80,8 @@ def _training(config: TrainConfig, result: Mapping[str, Any]) -> list[tuple[str,
 
 
 def _judge(name: str, options: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{key} = {value}" for key, value in _public(options).items())
+    shown = ", ".join(f"{key} = {value}" for key, value in public(options).items())
     return f"{name} ({shown})" if shown else name
-
-
-def _public(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if not any(word in key.lower() for word in _SECRET)}
 
 
 def _win_rates(config: TrainConfig, result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -130,6 +132,7 @@ def _command(config: TrainConfig) -> str:
         value = getattr(config, field.name)
         default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]  # attrs' stubs hide Factory's class
         if field.name not in ("out", "resume") and value != default:
-            settings[field.name] = plain(_public(value) if isinstance(value, Mapping) else value)
+            settings[field.name] = plain(public(value))
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    return f"## Repeat it\n\n`nlhf-zoo train --config run.yaml --out OUT` with run.yaml:\n\n```yaml\n{text}```"
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+    return f"## Repeat it\n\n`nlhf-zoo train --config run.yaml --out OUT` with run.yaml:\n\n{fence}yaml\n{text}{fence}"

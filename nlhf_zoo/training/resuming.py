@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ import yaml
 
 from nlhf_zoo.atomic import write_text
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.plain import from_json, from_yaml
 from nlhf_zoo.training.checkpoints import checkpoints_in, newest_checkpoint, step_of
 from nlhf_zoo.training.config import TrainConfig
 from nlhf_zoo.training.judges import comparable
 from nlhf_zoo.training.local_files import digests
 from nlhf_zoo.training.processes import first_process
 from nlhf_zoo.training.values import plain
+from nlhf_zoo.training.watching.watcher import read_warnings
 
-__all__ = ["begin", "read_changes", "resumable"]
+__all__ = ["begin", "check_unchanged", "read_audit", "read_changes", "read_warned", "resumable"]
 
 logger = logging.getLogger("nlhf_zoo.training")
 
@@ -59,9 +61,22 @@ def resumable(config: TrainConfig, lock: str) -> str | None:
         # Before the first checkpoint there is nothing to go on with: a setting that stopped the run can be mended.
         if checkpoints_in(out):
             _same_run(config)
-    if not config.resume:
-        return None
-    found = newest_checkpoint(out)
+    return _newest(config)
+
+
+def check_unchanged(config: TrainConfig, checkpoint: str | None) -> None:
+    """Refuse where, while this process loaded its models, another one has trained in the folder and ended.
+
+    Raises:
+        BadInput: it has.
+    """
+    begun = not config.resume and (config.out / _CONFIG).exists()
+    if first_process() and (begun or _newest(config) != checkpoint):
+        raise BadInput(f"out: another process has trained in {config.out} meanwhile; look at it, and begin again")
+
+
+def _newest(config: TrainConfig) -> str | None:
+    found = newest_checkpoint(config.out) if config.resume else None
     return None if found is None else str(found)
 
 
@@ -81,9 +96,32 @@ def begin(config: TrainConfig, checkpoint: str | None) -> None:
 
 
 def read_changes(out: Path) -> list[dict[str, Any]]:
-    """Settings of the optimizer that a resumption has changed: step, setting, was, now."""
+    """Settings of the optimizer that a resumption has changed: step, setting, was, now.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
     file = out / _CHANGES
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return [_mapping(file, from_json, line) for line in _lines(file)]
+
+
+def read_audit(out: Path) -> dict[str, Any] | None:
+    """What the judges were like, where they were looked at.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    found = out / "audit.json"
+    return _mapping(found, from_json) if found.is_file() else None
+
+
+def read_warned(out: Path) -> list[dict[str, Any]]:
+    """The warnings so far: step, signature, what was seen, what helps.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    return [attrs.asdict(warned) for warned in read_warnings(out / "warnings.jsonl")]
 
 
 def _note_changes(config: TrainConfig, step: int) -> None:
@@ -98,9 +136,30 @@ def _note_changes(config: TrainConfig, step: int) -> None:
         write_text(config.out / _CHANGES, "".join(json.dumps(row) + "\n" for row in found))
 
 
-def _saved(out: Path) -> Mapping[str, Any]:
-    before = yaml.safe_load((out / _CONFIG).read_text(encoding="utf-8"))
-    return before if isinstance(before, dict) else {}
+def _saved(out: Path) -> dict[str, Any]:
+    return _mapping(out / _CONFIG, from_yaml)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    except ValueError as error:
+        raise _damaged(file, error) from None
+
+
+def _mapping(file: Path, parse: Callable[[str], Any], text: str | None = None) -> dict[str, Any]:
+    """What a file of a run's folder holds, or a line of it."""
+    try:
+        found = parse(file.read_text(encoding="utf-8") if text is None else text)
+    except ValueError as error:
+        raise _damaged(file, error) from None
+    if not isinstance(found, dict):
+        raise BadInput(f"resume: {file} holds {type(found).__name__}, not a mapping; put it back, or give a new folder")
+    return found
+
+
+def _damaged(file: Path, error: ValueError) -> BadInput:
+    return BadInput(f"resume: {file} is damaged ({error}); put it back, or give a new folder")
 
 
 def _same_run(config: TrainConfig) -> None:
@@ -113,13 +172,16 @@ def _same_run(config: TrainConfig) -> None:
                 " resume with the same, or give a new folder"
             )
     inputs = config.out / _INPUTS
-    begun = json.loads(inputs.read_text(encoding="utf-8")) if inputs.is_file() else {}
+    begun = _mapping(inputs, from_json) if inputs.is_file() else {}
     for name, value in _inputs(config).items():
         if begun.get(name, value) != value:
             raise BadInput(
                 f"resume: the files of {name} ({getattr(config, name)}) have changed since the run in {config.out}"
                 f" began; put them back, or give a new folder, or delete {inputs} to go on with them as they are"
             )
+    # Read when the training has ended: what is wrong with them is said now.
+    for read in (read_warned, read_audit, read_changes):
+        read(config.out)
 
 
 def _inputs(config: TrainConfig) -> dict[str, str]:

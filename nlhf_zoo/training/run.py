@@ -38,14 +38,14 @@ from nlhf_zoo.training.processes import first_process
 from nlhf_zoo.training.progress import ProgressBar
 from nlhf_zoo.training.prompt_sets import prompts_of
 from nlhf_zoo.training.quiet import quiet_lightning
-from nlhf_zoo.training.resuming import begin, read_changes, resumable
+from nlhf_zoo.training.resuming import begin, check_unchanged, read_audit, read_changes, read_warned, resumable
 from nlhf_zoo.training.stopping import SignalStop
 from nlhf_zoo.training.strategies import strategy_of
 from nlhf_zoo.training.stream import PromptData, PromptText
 from nlhf_zoo.training.values import plain
 from nlhf_zoo.training.watching.divergence import Diverged, DivergenceGuard, SoundCheckpoints
 from nlhf_zoo.training.watching.evaluating import Evaluator
-from nlhf_zoo.training.watching.watcher import Watcher, read_warnings
+from nlhf_zoo.training.watching.watcher import Watcher
 
 __all__ = ["train"]
 
@@ -88,6 +88,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     checkpoint = resumable(config, _LOCK)
     run = _prepare(config, checkpoint)
     with _alone_in(config.out):
+        check_unchanged(config, checkpoint)
         return _trained(run, given, checkpoint)
 
 
@@ -252,14 +253,13 @@ def _finish(run: Run, given: TrainConfig, module: NashTraining, result: Mapping[
     if run.trainer.is_global_zero:
         saved = save_policy(out, network, policy.tokenizer, trust_remote_code=run.config.trust_remote_code)
     measured = run.evaluator.evaluate(module, run.trainer.global_step)
-    audited = out / "audit.json"
     finished = plain(
         {
             **result,
             **measured.figures,
             "judges": {role: dict(oracle.measured) for role, oracle in run.evaluator.oracles.items()},
-            "audit": json.loads(audited.read_text()) if audited.exists() else None,
-            "warnings": _warned(out),
+            "audit": read_audit(out),
+            "warnings": read_warned(out),
             "changes": read_changes(out),
             **saved,
         }
@@ -280,12 +280,8 @@ def _stopped(out: Path, stop: Diverged) -> dict[str, Any]:
     return {
         "steps": stop.step,
         "stopped": {"step": stop.step, "seen": stop.seen, "checkpoint": stop.checkpoint},
-        "warnings": _warned(out),
+        "warnings": read_warned(out),
     }
-
-
-def _warned(out: Path) -> list[dict[str, Any]]:
-    return [attrs.asdict(warned) for warned in read_warnings(out / "warnings.jsonl")]
 
 
 def _write_result(out: Path, result: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.llm.sharding import shard
+from nlhf_zoo.training.checkpoints import read_checkpoint
 
 __all__ = ["ShardedStrategy", "strategy_of"]
 
@@ -88,7 +90,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         # Read only: networks that the checkpoint holds and this process does not are made before weights are loaded.
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        return read_checkpoint(Path(checkpoint_path), map_location="cpu", mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None

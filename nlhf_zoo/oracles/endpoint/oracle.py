@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
+import math
 import os
 import re
 import threading
@@ -14,6 +16,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.oracles.endpoint.client import open_client
 from nlhf_zoo.oracles.endpoint.meter import Budget, Meter
 from nlhf_zoo.oracles.endpoint.session import Manners, Session, Tongue
 from nlhf_zoo.oracles.judge_prompt import JudgePrompt, read_judge_prompt
@@ -41,17 +44,22 @@ def _one_of(*choices: str) -> Any:
 
 def _at_least(least: float) -> Any:
     def check(_: Any, field: Any, value: float) -> None:
-        if not value >= least:
-            raise BadInput(f"judge option {field.name} must be >= {least:g}, got {value!r}")
+        if not least <= value < math.inf:
+            raise BadInput(f"judge option {field.name} must be >= {least:g} and finite, got {value!r}")
 
     return check
 
 
 def _web_address(_: Any, field: Any, value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadInput(f"judge option {field.name} must begin with http:// or https://; an example is {OPENAI_URL}")
-    if parts.username or parts.password or parts.query:
+    no_address = f"judge option {field.name} must begin with http:// or https://; an example is {OPENAI_URL}"
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an address in them, a port beyond 65535
+        raise BadInput(no_address) from None
+    if not usable:
+        raise BadInput(no_address)
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise BadInput(f"judge option {field.name} must hold no secret: a key belongs into an environment variable")
 
 
@@ -59,6 +67,13 @@ def _variable_name(_: Any, field: Any, value: str) -> None:
     # The value is not repeated: somebody may have put the key itself here.
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or value.startswith("sk_"):
         raise BadInput(f"judge option {field.name} names an environment variable that holds the key, it is not the key")
+
+
+def _json(_: Any, field: Any, value: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"judge option {field.name} goes into a request, which is JSON: {error}") from None
 
 
 @attrs.frozen(kw_only=True)
@@ -87,7 +102,7 @@ class EndpointOptions:
     max_tokens: int = attrs.field(default=16, validator=_at_least(0))
     logprobs: str = attrs.field(default="auto", validator=_one_of("auto", "true", "false"))
     top_logprobs: int = attrs.field(default=20, validator=_at_least(1))
-    extra: Mapping[str, Any] = attrs.field(factory=dict)
+    extra: Mapping[str, Any] = attrs.field(factory=dict, validator=_json)
     concurrency: int = attrs.field(default=16, validator=_at_least(1))
     timeout: float = attrs.field(default=60.0, validator=_at_least(0.001))
     retries: int = attrs.field(default=6, validator=_at_least(0))
@@ -161,8 +176,6 @@ class EndpointOracle(OrderedJudge):
         _completed(self._session(questions, record))
 
     async def _session(self, questions: Sequence[Question], record: Record) -> None:
-        import openai
-
         key = self._key()
         request: dict[str, Any] = {"model": self.options.model}
         if self.options.temperature is not None:
@@ -175,9 +188,7 @@ class EndpointOracle(OrderedJudge):
         def hide(text: str) -> str:
             return text if self.options.key_env == NO_KEY else text.replace(key, "***")
 
-        async with openai.AsyncOpenAI(
-            api_key=key, base_url=self.options.base_url, max_retries=0, timeout=self.options.timeout
-        ) as client:
+        async with open_client(key, self.options.base_url, self.options.timeout) as client:
             session = Session(client, request, self.prompt, self.meter, self._manners, self._tongue, hide)
             await session.ask(questions, record)
 
@@ -188,10 +199,15 @@ class EndpointOracle(OrderedJudge):
             return NO_KEY
         key = os.environ.get(name, "").strip()
         if not key:
+            # What is not spelt as variables are may be the key itself, and is not repeated.
+            called = f" {name}" if name.isupper() else " that key_env names"
             raise BadInput(
-                f"{self.meter.name}: the environment variable {name} holds no key; set it, or name another with"
+                f"{self.meter.name}: the environment variable{called} holds no key; set it, or name another with"
                 f" key_env ({NO_KEY} where the server asks for none)"
             )
+        if not (key.isascii() and key.isprintable()):
+            # The client would say so too, and quote the key.
+            raise BadInput(f"{self.meter.name}: the key holds a character that no header can; set it anew, in one line")
         return key
 
 

@@ -12,6 +12,9 @@ from nlhf_zoo.oracles.judge_prompt import TokenChoice
 
 __all__ = ["Reply", "read_reply"]
 
+_MOST_TOKENS = 10**9
+"""Of one call; what is beyond is no count, and a million such calls still add up in 64 bits."""
+
 
 @attrs.frozen
 class Reply:
@@ -44,7 +47,8 @@ def read_reply(completion: Any) -> Reply:
         raise Garbled("no message in it")
     usage = getattr(completion, "usage", None)
     return Reply(
-        content or "",
+        # Half a surrogate pair, which JSON may hold, could not be sent back when the judge is asked once more.
+        (content or "").encode("utf-8", "replace").decode("utf-8"),
         _tokens(getattr(choices[0], "logprobs", None)),
         _count(getattr(usage, "prompt_tokens", None)),
         _count(getattr(usage, "completion_tokens", None)),
@@ -60,15 +64,15 @@ def _tokens(log_probabilities: Any) -> tuple[TokenChoice, ...] | None:
 
 def _token(entry: Any) -> TokenChoice:
     # The token itself may be missing among the likeliest, where it was drawn at a temperature.
-    entries = [entry, *(getattr(entry, "top_logprobs", None) or ())]
+    likeliest = getattr(entry, "top_logprobs", None)
     choices: dict[str, float] = {}
-    for one in entries:
+    for one in [entry, *(likeliest if isinstance(likeliest, list) else ())]:
         text, value = getattr(one, "token", None), getattr(one, "logprob", None)
-        if not isinstance(text, str) or not isinstance(value, int | float) or math.isnan(value):
+        if not isinstance(text, str) or not isinstance(value, int | float) or value != value:
             raise Garbled("log-probabilities without token or number")
-        choices[text] = min(float(value), 0.0)
+        choices[text] = float(min(max(value, -math.inf), 0.0))
     return TokenChoice(entry.token, tuple(choices.items()))
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else None

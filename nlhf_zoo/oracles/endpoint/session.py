@@ -19,6 +19,7 @@ from nlhf_zoo.oracles.verdicts.verdicts import Record
 
 __all__ = ["Manners", "Session", "Tongue"]
 
+_LONGEST_REASON = 300
 _LONGEST_WAIT = 600.0
 """Seconds; a server that asks for a longer pause ends the run, which can be resumed when it is over."""
 
@@ -170,7 +171,8 @@ class Session:
                 raise
             if not trouble.charged:
                 self.meter.void(call)
-            return attrs.evolve(trouble, reason=self.hide(trouble.reason))
+            # Hidden before it is cut short: the beginning of a key would no longer be known for one.
+            return attrs.evolve(trouble, reason=self.hide(trouble.reason)[:_LONGEST_REASON])
         self.meter.end(call, reply)
         return reply
 
@@ -191,6 +193,8 @@ class Session:
         mend = mends.get(
             trouble.status or 0, "check base_url, the options and the server" if not trouble.passes else ""
         )
+        if trouble.status in range(300, 400):
+            mend = "it wants to be asked elsewhere; give that address as base_url"
         tries = f" after {attempts} attempts" if attempts > 1 else ""
         if (trouble.after or 0) > _LONGEST_WAIT:
             mend = f"it asks to wait {trouble.after:.0f} s"

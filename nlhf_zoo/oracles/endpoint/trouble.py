@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import math
 import random
 import time
@@ -60,7 +59,10 @@ def diagnose(error: Exception) -> Trouble | None:
                 passes=type(cause).__name__ != "UnsupportedProtocol",
                 charged=not unreached,
             )
-        case Garbled() | json.JSONDecodeError() | UnicodeDecodeError() | openai.APIResponseValidationError():
+        case UnicodeEncodeError():
+            return Trouble("a text with half a surrogate pair, which cannot be sent", passes=False, charged=False)
+        # Of the parsers: no JSON, no UTF-8, a number of thousands of digits, brackets thousands deep.
+        case Garbled() | ValueError() | RecursionError() | openai.APIResponseValidationError():
             return Trouble(f"an answer that is no chat completion ({error})", passes=True, charged=True)
         case _:
             return None
@@ -68,8 +70,13 @@ def diagnose(error: Exception) -> Trouble | None:
 
 def _of_status(status: int, message: str, code: str | None, headers: Mapping[str, str]) -> Trouble:
     passes = status >= 500 or (status in _ASK_AGAIN and code != "insufficient_quota")
-    text = " ".join(message.split())[:300]
-    return Trouble(f"status {status}: {text}", passes, charged=False, status=status, after=retry_after(headers))
+    return Trouble(
+        f"status {status}: {' '.join(message.split())}",
+        passes,
+        charged=False,
+        status=status,
+        after=retry_after(headers),
+    )
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -92,6 +92,9 @@ class VerdictStore:
                 marks = ",".join("?" * len(some))
                 rows = connection.execute(f"SELECT key, probability, parsed FROM verdicts WHERE key IN ({marks})", some)
                 found |= {bytes(key): Verdict(probability, bool(parsed)) for key, probability, parsed in rows}
+        wrong = next((v.probability for v in found.values() if not _is_probability(v.probability)), None)
+        if wrong is not None:
+            raise BadInput(f"verdict cache {self.path}: holds {wrong!r} for a probability; name another file")
         return found
 
     def claim(self, keys: Collection[bytes]) -> set[bytes]:
@@ -192,7 +195,9 @@ class VerdictStore:
         try:
             with self._lock:
                 yield self._connection()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+            if isinstance(error, BadInput):
+                raise
             raise BadInput(f"verdict cache {self.path}: {error}; name a file on a local disk with room left") from None
 
     def _connection(self) -> sqlite3.Connection:
@@ -208,10 +213,8 @@ class VerdictStore:
             self.path or ":memory:", timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
+            self._check_own(connection)
             _switch_to_wal(connection)
-            found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, _FORMAT):
-                raise BadInput(f"verdict cache {self.path}: of format {found}, not {_FORMAT}; name another file")
             connection.execute("BEGIN IMMEDIATE")
             for statement in _TABLES.split(";")[:-1]:
                 connection.execute(statement)
@@ -222,8 +225,21 @@ class VerdictStore:
             raise
         return connection
 
+    def _check_own(self, connection: sqlite3.Connection) -> None:
+        """Refuse another program's database, before anything in it is changed."""
+        # One statement, and so one moment: version and tables are committed together.
+        found, tables = connection.execute(
+            "SELECT user_version, (SELECT COUNT(*) FROM sqlite_master) FROM pragma_user_version"
+        ).fetchone()
+        if found != _FORMAT and (found or tables):
+            raise BadInput(f"verdict cache {self.path}: of format {found}, not {_FORMAT}; name another file")
+
 
 _Run = Callable[..., sqlite3.Cursor]
+
+
+def _is_probability(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -13,6 +13,8 @@ import attrs
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nlhf_zoo.atomic import write_text
+from nlhf_zoo.errors import BadInput
+from nlhf_zoo.plain import from_json
 from nlhf_zoo.training.evaluation import Answers
 from nlhf_zoo.training.module import NashTraining
 from nlhf_zoo.training.watching.history import History, mean_and_error
@@ -136,7 +138,14 @@ class Watcher(Callback):
 
 
 def read_warnings(path: Path) -> list[Warned]:
-    """Those of a run's warnings.jsonl, an empty list where there is none."""
+    """Those of a run's warnings.jsonl, an empty list where there is none.
+
+    Raises:
+        BadInput: it holds something else.
+    """
     if not path.is_file():
         return []
-    return [Warned(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [Warned(**from_json(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{path}: is damaged ({error}); put it back, or remove it") from None
