@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nlhf_zoo.errors import BadInput
     from nlhf_zoo.interfaces import (
         ITSELF,
+        Affine,
         Anchor,
         Divergence,
         DivergenceToAnswer,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ITSELF",
+    "Affine",
     "Anchor",
     "BadInput",
     "BradleyTerryOracle",

@@ -743,9 +743,14 @@ def few_letters(prompts: list[str], first: list[str], second: list[str]) -> list
 
 
 @pytest.mark.slow
-def test_language_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_language_models(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.parquet as pq
 
+    from nlhf_zoo.training import tournament
+
+    judged: list[int] = []
+    verdicts = tournament.verdicts
+    monkeypatch.setattr(tournament, "verdicts", lambda *given: judged.append(len(given[1].texts)) or verdicts(*given))
     game = {"name": "letters", "train": letters(tmp_path)}
     out = tmp_path / "out"
     # 4 prompts of 3 answers: 12 queries and at most 72 tokens a batch.
@@ -783,6 +788,7 @@ def test_language_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
             assert lost["weakest"]["mean"] <= min(mine)
             assert 0 <= lost["mass"]["low"] <= lost["mass"]["high"] <= 1
             assert row["final"][f"worst_case_{judge}"]["median"] <= max(mine)
+    assert summary["pool_queries"] == sum(judged) > 0
     (pool,) = map(np.load, (out / "pools").glob("*.npz"))
     earlier = pool["pool"].tolist()[len(pool["policies"]) :]
     assert sorted(earlier) == [f"{name}, seed 0, step {step}" for name in ("nash_mp", "online_dpo") for step in (2, 4)]
@@ -799,8 +805,12 @@ def test_language_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     tokens_first = nz.compare(**asked, out=tmp_path / "t")
     assert 100 <= tokens_first.results().column("tokens").to_pylist()[-1] < 100 + 72
     tried = {"name": "nash_mp", "options": {"kappa": 0.2, "train.learning_rate": [1e-3, 1e-5]}}
+    judged.clear()
     tuned = nz.compare(**asked | {"solvers": [tried], "tuning_seeds": 1}, out=tmp_path / "rates")
-    (choice,) = next(iter(tuned.summary["games"].values()))["tuning"].values()
+    (played,) = tuned.summary["games"].values()
+    (choice,) = played["tuning"].values()
+    assert choice["pool_queries"] > 0
+    assert choice["pool_queries"] + played["pool_queries"] == sum(judged)
     assert len(choice["tried"]) == 2
     assert all(0 <= one["score"] <= 1 for one in choice["tried"])
     assert choice["by"] == "worst-case win rate in the pool, training judge"
@@ -810,6 +820,23 @@ def test_language_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
         assert ran["solver_options"] == {"kappa": 0.2}
         rates.add((ran["seed"] >= 1_000_000, ran["learning_rate"]))
     assert rates == {(True, 1e-3), (True, 1e-5), (False, choice["chosen"]["train.learning_rate"])}
+
+
+def undecided(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    return [0.5] * len(prompts)
+
+
+@pytest.mark.slow
+def test_a_judge_that_decides_nothing_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = letters(tmp_path) | {"oracle_options": {"function": "tests.test_compare:undecided"}}
+    asked: Any = settings(games=[{"name": "even", "train": train}], queries=12, seeds=2, report=True)
+    nz.compare(**asked, out=tmp_path / "out")
+    said = [record.getMessage() for record in caplog.records if "near 1/2" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("game even: training oracle: the oracle is near 1/2")
+    assert "Training judge: the oracle is near 1/2" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for path in (tmp_path / "out" / "runs").glob("*/warnings.jsonl"):
+        assert "near 1/2" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

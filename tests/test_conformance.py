@@ -282,6 +282,22 @@ def test_falsify_refutes_a_false_claim_and_measures_a_true_one() -> None:
     assert falsify("f_dpo", examples=5) == ()
 
 
+@pytest.mark.parametrize("name", ["online_dpo", "spo"])  # of Bradley-Terry games alone; of runs from the reference
+def test_the_search_counts_games_that_the_claim_speaks_of(name: str) -> None:
+    assert all(claim.games >= 24 for claim in falsify(name, examples=24))
+
+
+def test_a_claim_about_no_game_that_is_drawn_is_tried_on_none() -> None:
+    @attrs.frozen
+    class OfNoGame(MP):
+        @property
+        def guarantees(self) -> tuple[Guarantee, ...]:
+            return (attrs.evolve(MP().guarantees[0], recursion=None, holds=lambda game: False),)
+
+    (claim,) = falsify(OfNoGame(), examples=4)  # type: ignore[abstract]
+    assert (claim.games, claim.violated, claim.instance) == (0, False, None)
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 def test_falsify_refutes_a_step_that_is_a_little_too_long(seed: int) -> None:
     claims = falsify(MUTANTS["ClaimsALargerStepThanIsTrue"][0], examples=20, seed=seed)

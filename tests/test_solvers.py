@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from nlhf_zoo import (
+    Affine,
     BadInput,
     Game,
     MatrixOracle,
@@ -24,6 +25,7 @@ from nlhf_zoo import (
     solve,
     solvers,
 )
+from nlhf_zoo.comparison.claims import speaks_of
 from nlhf_zoo.drive import configure, iterates
 from nlhf_zoo.metrics import kl_divergence, span
 from nlhf_zoo.registry import lookup
@@ -345,3 +347,21 @@ def test_what_a_notebook_shows_of_a_result_is_short() -> None:
     assert "[101 rows, the last {'step': 100," in shown
     assert len(shown) < 1000
     assert repr(MatrixOracle(torch.full((4, 3, 3), 0.5))) == "MatrixOracle(4 games of 3 responses)"
+
+
+@given(beta=st.sampled_from([0.01, 0.1, 1.0]), initial=st.floats(1e-9, 1e3), counts=st.lists(st.integers(0, 2000)))
+@settings(max_examples=20, deadline=None)
+def test_every_bound_that_compare_draws_is_had_in_plain_numbers_and_the_same(
+    beta: float, initial: float, counts: list[int]
+) -> None:
+    played = Game(MatrixOracle([[0.5, 0.9], [0.1, 0.5]]), beta=beta)
+    start = torch.tensor(initial, dtype=torch.float64)
+    drawn = 0
+    for name, cls in solvers().items():
+        for claim in configure(name).guarantees if "table" in cls.backends else ():
+            if speaks_of(claim, played):
+                assert isinstance(claim.bound, Affine), name
+                one_by_one = [float(claim.bound(n, played, start)) for n in counts]
+                assert claim.bound.course(played, counts, initial) == pytest.approx(one_by_one, rel=1e-14), name
+                drawn += 1
+    assert drawn > 10

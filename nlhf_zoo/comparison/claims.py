@@ -10,11 +10,11 @@ import torch
 
 from nlhf_zoo.errors import BadInput
 from nlhf_zoo.interfaces import Game, Guarantee, Solver
-from nlhf_zoo.interfaces.guarantee import MEASURED, Bound, Proportional
+from nlhf_zoo.interfaces.guarantee import MEASURED, Affine, Bound
 from nlhf_zoo.oracles.sampled import SampledOracle
 from nlhf_zoo.tabular import TabularPolicy
 
-__all__ = ["claimed"]
+__all__ = ["claimed", "speaks_of"]
 
 
 def claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -40,7 +40,7 @@ def _claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) -
     if not isinstance(game.reference, TabularPolicy) or type(game.reference) is not TabularPolicy:
         return found
     for guarantee in solver.guarantees:
-        if not _speaks_of(guarantee, game):
+        if not speaks_of(guarantee, game):
             continue
         metric = MEASURED[guarantee.metric]
         if metric not in history[0]:
@@ -56,14 +56,14 @@ def _claimed(solver: Solver, game: Game, history: Sequence[Mapping[str, Any]]) -
 
 
 def _course(bound: Bound, counts: Sequence[int], game: Game, initial: float) -> list[float]:
-    if isinstance(bound, Proportional):
-        left = bound.course(game)
-        return [float(initial * left(n)) for n in counts]
+    if isinstance(bound, Affine):
+        return bound.course(game, counts, initial)
     start = torch.tensor(initial, dtype=torch.float64)
     return [float(bound(n, game, start)) for n in counts]
 
 
-def _speaks_of(guarantee: Guarantee, game: Game) -> bool:
+def speaks_of(guarantee: Guarantee, game: Game) -> bool:
+    """Whether a run of this game is measured by what the guarantee bounds."""
     sampled = isinstance(game.oracle, SampledOracle)
     return (
         guarantee.bound is not None

@@ -219,7 +219,8 @@ class _Work:
         self._perform(task for tasks in after for mine in tasks.values() for task in mine)
         for (game, entry, runs), tasks in zip(grids, after, strict=True):
             criteria = {on: self.kinds[on].criteria(self.folder, self._cells, mine)[0] for on, mine in tasks.items()}
-            self.choices[game.label][entry.label] = chosen(entry, runs, self._cells, criteria)
+            asked = sum(self.kinds[on].asked_after(self._cells, mine) for on, mine in tasks.items())
+            self.choices[game.label][entry.label] = chosen(entry, runs, self._cells, criteria, asked)
         for game in self.games:
             for entry in self.solvers:
                 choice = self.choices[game.label].get(entry.label)
@@ -257,6 +258,8 @@ class _Work:
             content = {"task": plain(task.identity), **done.content}
             self.journal.append(task.key, content, done.policy)
             self._cells[task.key] = content
+            if isinstance(task, Run):
+                self.kinds[task.game.label].ended(task)
             self._tell()
 
     def _tell(self) -> None:

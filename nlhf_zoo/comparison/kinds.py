@@ -66,6 +66,13 @@ class Kind(ABC):
         """What is to be found out about the finished runs together."""
         return []
 
+    def asked_after(self, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> int:
+        """Queries of what `after` gave: they measure, teach nobody, and are no part of a budget."""
+        return 0
+
+    def ended(self, run: Run) -> None:  # noqa: B027  # nothing has to be said of most
+        """Called in the comparison's own process when a run has come back."""
+
     @abstractmethod
     def criteria(
         self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]

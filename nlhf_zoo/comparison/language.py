@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,13 @@ from nlhf_zoo.comparison.pool import Member, NashAverage, nash_average, resample
 from nlhf_zoo.comparison.scores import DRAWS, Criterion, WorstCase
 from nlhf_zoo.comparison.tasks import Done, Role, Run, Task
 from nlhf_zoo.errors import BadInput
+from nlhf_zoo.oracles.audit import Audit
 from nlhf_zoo.registry import lookup
 from nlhf_zoo.training.config import TrainConfig
 
 __all__ = ["LanguageKind", "LanguageRun", "Tournament"]
+
+logger = logging.getLogger("nlhf_zoo.comparison")
 
 _UNLIMITED = 10**9
 _SHOWN = attrs.fields(TrainConfig).show_samples.default
@@ -198,6 +202,7 @@ class LanguageKind(Kind):
     def __init__(self, game: GameEntry, config: CompareConfig, root: Path) -> None:
         super().__init__(game, config)
         self.root = root
+        self._heard = False
         if config.tol is not None:
             raise BadInput(f"game {game.label}: tol is a duality gap, which is not known of a language model; drop it")
         if self.budget["queries"] is None and self.budget["tokens"] is None:
@@ -219,6 +224,21 @@ class LanguageKind(Kind):
     def after(self, runs: Sequence[Run]) -> list[Task]:
         mine = tuple(run for run in runs if isinstance(run, LanguageRun))
         return [Tournament(runs=mine, earlier=self.config.earlier_policies)] if mine else []
+
+    def asked_after(self, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]) -> int:
+        played = _played(cells, after)
+        return 0 if played is None else _questions(played[1])
+
+    def ended(self, run: Run) -> None:
+        """Say once, and not in every run, what is wrong with the judges."""
+        assert isinstance(run, LanguageRun)
+        audited = run.out / "audit.json"
+        if self._heard or not audited.exists():
+            return
+        self._heard = True
+        for role, one in json.loads(audited.read_text(encoding="utf-8")).items():
+            for warning in Audit(**one).warnings:
+                logger.warning("game %s: %s oracle: %s", self.game.label, role, warning)
 
     def criteria(
         self, folder: Folder, cells: Mapping[str, Mapping[str, Any]], after: Sequence[Task]
@@ -246,6 +266,7 @@ class LanguageKind(Kind):
         averages = cell["nash_average"]
         described["nash_average"] = {judge: average["shares"] for judge, average in averages.items()}
         described["pool"] = _pool(cell)
+        described["pool_queries"] = self.asked_after(cells, after)
         return described
 
 
@@ -255,6 +276,13 @@ def _played(
     """The tournament, where it has been played."""
     tasks = (task for task in after if isinstance(task, Tournament))
     return next(((task, cells[task.key]) for task in tasks if "rows" in cells.get(task.key, {})), None)
+
+
+def _questions(cell: Mapping[str, Any]) -> int:
+    """Pairs that a tournament's judges were asked about, all together."""
+    contestants, prompts = len(cell["policies"]), cell["rows"][0]["n"]
+    pairs = contestants * (contestants - 1) // 2 + contestants * (len(cell["pool"]) - contestants)
+    return pairs * prompts * len({row["judge"] for row in cell["rows"]})
 
 
 def _audit(after: Sequence[Task]) -> dict[str, Any] | None:

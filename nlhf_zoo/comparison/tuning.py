@@ -26,6 +26,7 @@ class Choice:
         points: grid points tried.
         seeds: the tuning seeds that each was run on.
         queries, tokens: spent by all of them together.
+        pool_queries: asked besides, to find out which did best.
         by: what points were compared by.
         options: the point that did best.
         tried: each point with its score, the mean over runs of the final log10 duality gap, of the log10 queries to
@@ -38,6 +39,7 @@ class Choice:
     seeds: tuple[int, ...]
     queries: int
     tokens: int
+    pool_queries: int
     options: Mapping[str, Any]
     tried: Sequence[Mapping[str, Any]]
 
@@ -65,6 +67,7 @@ def chosen(
     runs: Sequence[Sequence[Run]],
     cells: Mapping[str, Mapping[str, Any]],
     criteria: Mapping[str, Criterion],
+    pool_queries: int,
 ) -> Choice:
     """The best point of a grid.
 
@@ -72,6 +75,7 @@ def chosen(
         runs: for each point, its tuning runs.
         cells: key of a run -> its finished cell.
         criteria: game tuned on -> what counts there.
+        pool_queries: see `Choice`.
     """
     scores = [_score(mine, cells, criteria) for mine in runs]
     best = min(range(len(scores)), key=lambda at: scores[at])
@@ -84,6 +88,7 @@ def chosen(
         seeds=tuple(sorted({run.seed for run in runs[0]})),
         queries=sum(row["queries"][-1] for row in rows),
         tokens=sum(row["tokens"][-1] for row in rows),
+        pool_queries=pool_queries,
         options=entry.points[best],
         tried=[
             {"options": dict(point), "score": first.shown_score(score)}

@@ -4,7 +4,7 @@ from nlhf_zoo.interfaces.divergence import Divergence, ReverseKL
 from nlhf_zoo.interfaces.engine import Rollout, RolloutEngine, weights_changed, weights_version
 from nlhf_zoo.interfaces.fit import DivergenceToAnswer, Fit, LogisticPairs, PairRegression, PointRegression
 from nlhf_zoo.interfaces.game import Game
-from nlhf_zoo.interfaces.guarantee import Guarantee, contraction, linear_rate, span_rate
+from nlhf_zoo.interfaces.guarantee import Affine, Guarantee, contraction, linear_rate, span_rate
 from nlhf_zoo.interfaces.oracle import EnumerableOracle, PreferenceOracle, QueryCount
 from nlhf_zoo.interfaces.policy import Policy, Responses
 from nlhf_zoo.interfaces.solver import Solver, State, hyperparameter
@@ -12,6 +12,7 @@ from nlhf_zoo.interfaces.update import ITSELF, Anchor, Itself, Opponent, Outcome
 
 __all__ = [
     "ITSELF",
+    "Affine",
     "Anchor",
     "Divergence",
     "DivergenceToAnswer",

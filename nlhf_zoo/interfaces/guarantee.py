@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import attrs
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MEASURED",
+    "Affine",
     "Bound",
     "Guarantee",
-    "Proportional",
     "Recursion",
     "contraction",
     "linear_rate",
@@ -40,23 +40,39 @@ class Bound(Protocol):
     def __call__(self, n: int, game: Game, initial: Tensor | None = None) -> Tensor: ...
 
 
+def _farthest(game: Game) -> float:
+    return 1 / (2 * game.beta)
+
+
+def _nothing(game: Game) -> Callable[[int], float]:
+    return lambda n: 0.0
+
+
 @attrs.frozen
-class Proportional:
-    """The bound that is a multiple of where the run began: a `Bound` that can be had of many n without a tensor each.
+class Affine:
+    """The bound initial * left(n) + rest(n): a `Bound` that can be had of many n without a tensor each.
 
     Attributes:
-        course: of a game, the function from n to what is left of the initial value then.
-        first: of a game, what stands for an initial value that is not known.
+        left: of a game, the function from n to the share of the initial value that is left then.
+        first: of a game, what stands for an initial value that is not known; by default 1/(2 beta), which
+            KL(equilibrium || reference) does not exceed, as payoffs lie in [0, 1].
+        rest: of a game, the function from n to what is added, wherever the run began; by default 0.
     """
 
-    course: Callable[[Game], Callable[[int], float]]
-    first: Callable[[Game], float]
+    left: Callable[[Game], Callable[[int], float]]
+    first: Callable[[Game], float] = attrs.field(default=_farthest, kw_only=True)
+    rest: Callable[[Game], Callable[[int], float]] = attrs.field(default=_nothing, kw_only=True)
 
     def __call__(self, n: int, game: Game, initial: Tensor | None = None) -> Tensor:
         import torch
 
         start = torch.tensor(self.first(game), dtype=torch.float64) if initial is None else initial
-        return start * self.course(game)(n)
+        return start * self.left(game)(n) + self.rest(game)(n)
+
+    def course(self, game: Game, counts: Sequence[int], initial: float) -> list[float]:
+        """The bound at each n of `counts` in plain numbers, a game and its functions looked at once."""
+        left, rest = self.left(game), self.rest(game)
+        return [initial * left(n) + rest(n) for n in counts]
 
 
 class Recursion(Protocol):
@@ -165,7 +181,7 @@ def contraction(factor: float | Callable[[Game], float]) -> Bound:
         shrink = rate(game)
         return lambda n: shrink**n
 
-    return Proportional(course, first=lambda game: 1 / (2 * game.beta))
+    return Affine(course)
 
 
 def linear_rate(
@@ -228,7 +244,7 @@ def span_rate(
 
     return Guarantee(
         metric="span",
-        bound=Proportional(course, first=lambda game: 1 / game.beta),
+        bound=Affine(course, first=lambda game: 1 / game.beta),
         assumptions=assumptions,
         holds=lambda game: isinstance(game.divergence, ReverseKL) and holds(game),
         source=source,

@@ -241,11 +241,14 @@ def _add_language(report: Report, game: PlayedGame) -> None:
 def _add_audit(report: Report, game: PlayedGame) -> None:
     audits: Mapping[str, Mapping[str, Any]] = game.summary.get("audit") or {}
     if audits:
-        rows = audit_rows([Audit(**one) for one in audits.values()])
+        found = {judge: Audit(**one) for judge, one in audits.items()}
+        rows = audit_rows(list(found.values()))
+        warnings = [f"{_judge(judge).capitalize()}: {line}." for judge, one in found.items() for line in one.warnings]
         report.add_table(
             "The judges",
             ["On pairs of the reference's answers", *(_judge(judge).capitalize() for judge in audits)],
             [[words, *numbers] for words, numbers in rows],
+            note=" ".join(warnings),
         )
 
 
@@ -269,6 +272,8 @@ def _add_pool(report: Report, game: PlayedGame) -> None:
             )
             groups.append(names.get(solver, solver))
     if rows:
+        count = game.summary.get("pool_queries")
+        asked = f"Its judges were asked about {count:,} pairs, which no budget counts. " if count else ""
         columns = [
             "Solver",
             "Judge",
@@ -282,7 +287,8 @@ def _add_pool(report: Report, game: PlayedGame) -> None:
             columns,
             rows,
             groups,
-            note="The Nash average is the mixture of policies that none of them beats, of the largest entropy. Below"
+            note=asked
+            + "The Nash average is the mixture of policies that none of them beats, of the largest entropy. Below"
             " its shares and win rates stand 95 % bootstrap intervals over seeds and prompts, in the last column"
             " that of the pair.",
         )
@@ -316,11 +322,13 @@ def _add_tuning(report: Report, comparison: Comparison) -> None:
         for entry, tuning in (game.summary.get("tuning") or {}).items():
             for tried in tuning.get("tried") or [{"options": tuning["chosen"], "score": None}]:
                 chosen = "chosen" if tried["options"] == tuning["chosen"] else ""
-                spent = [len(tuning["seeds"]), tuning["queries"]]
+                spent = [len(tuning["seeds"]), tuning["queries"], tuning.get("pool_queries") or None]
                 row = [_options(tried["options"]), chosen, tried["score"], tuning.get("by"), *spent]
                 rows.append([game.label, entry, *row])
     if rows:
-        columns = ["Game", "Solver", "Tried", "Choice", "Score", "By", "Seeds", "Queries in all"]
+        columns = ["Game", "Solver", "Tried", "Choice", "Score", "By", "Seeds", "Queries in all", "Of the pool besides"]
+        if not any(row[-1] for row in rows):  # on tables no judge is asked who did best
+            rows, columns = [row[:-1] for row in rows], columns[:-1]
         note = (
             "Tuning runs have seeds of their own, and every solver that is tuned may spend the same. A score is the"
             " mean over runs, of the log10 where it goes by a gap or by queries."

@@ -150,7 +150,8 @@ class TrainConfig:
         split_seed: of the split into training and held-out prompts; `seed` unless given.
         eval_batch_size: prompts a batch of the evaluation.
         show_samples: held-out prompts whose answers are written to samples/, and shown by the logger; 0 writes none.
-        show_audit: print what the judges are like before the first step; it is in audit.json too.
+        show_audit: print what the judges are like before the first step, and warn of a weak one; that is in audit.json
+            and warnings.jsonl too.
         logger: "tensorboard", "csv", "wandb", "mlflow" or "none".
         logger_options: keyword arguments of Lightning's logger: project, offline, tracking_uri, ...
         progress: show a bar of the batches.

@@ -13,11 +13,10 @@ Derivation and measurements: docs/adaptive.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import attrs
-import torch
-from torch import Tensor
 
 import nlhf_zoo as nz
 
@@ -59,9 +58,8 @@ class AdaptiveNashMP(nz.Solver):
 
     @property
     def guarantees(self) -> tuple[nz.Guarantee, ...]:
-        def by_queries(n: int, game: nz.Game, initial: Tensor | None = None) -> Tensor:
-            first = torch.tensor(1 / (2 * game.beta), dtype=torch.float64) if initial is None else initial
-            return first * (1 + 2 * game.beta) ** (-n / (2 * WORST))
+        def left(game: nz.Game) -> Callable[[int], float]:
+            return lambda n: (1 + 2 * game.beta) ** (-n / (2 * WORST))
 
         def plain(game: nz.Game) -> bool:
             return isinstance(game.divergence, nz.ReverseKL) and not game.oracle.answers_by_coin
@@ -76,7 +74,7 @@ class AdaptiveNashMP(nz.Solver):
             nz.Guarantee(
                 metric="kl",
                 per="query",
-                bound=by_queries,
+                bound=nz.Affine(left),
                 assumptions="beta > 0, reverse KL, exact improvements; rejected steps are counted",
                 holds=plain,
                 source="docs/adaptive.md: a test is risked only where it is paid for",

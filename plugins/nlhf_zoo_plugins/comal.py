@@ -47,8 +47,10 @@ class MovingReference(nz.Solver):
     def _solver(self) -> nz.Solver:
         return lookup("solvers", self._inside_name())()
 
-    def _regularised(self, game: nz.Game) -> nz.Game:
-        return attrs.evolve(game, beta=self.tau or game.beta)
+    def _regularised(self, game: nz.Game, **changes: nz.Policy) -> nz.Game:
+        if not changes and self.tau in (None, game.beta):
+            return game
+        return attrs.evolve(game, beta=self.tau or game.beta, **changes)
 
     @property
     def guarantees(self) -> tuple[nz.Guarantee, ...]:
@@ -130,12 +132,12 @@ class MovingReference(nz.Solver):
         """The inner game, and the state as the inner solver sees it."""
         policies = {name: policy for name, policy in state.policies.items() if name != "magnet"}
         inside = attrs.evolve(state, policies=policies, step=state.step % self.period)
-        return attrs.evolve(self._regularised(game), reference=state["magnet"]), inside
+        return self._regularised(game, reference=state["magnet"]), inside
 
     def init(self, game: nz.Game, policy: nz.Policy) -> nz.State:
         if not (self.tau or game.beta):
             raise nz.BadInput(f"{self.name} needs tau > 0 where beta is 0; give --set tau=0.1, for instance")
-        state = self._solver().init(attrs.evolve(self._regularised(game), reference=policy), policy)
+        state = self._solver().init(self._regularised(game, reference=policy), policy)
         return attrs.evolve(state, policies={**state.policies, "magnet": policy})
 
     def propose(self, game: nz.Game, state: nz.State) -> nz.Update:

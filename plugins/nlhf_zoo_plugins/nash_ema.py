@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import attrs
-import torch
-from torch import Tensor
 
 import nlhf_zoo as nz
 
@@ -74,14 +73,13 @@ class NashEMA(nz.Solver):
 
     @property
     def guarantees(self) -> tuple[nz.Guarantee, ...]:
-        def bound(n: int, game: nz.Game, initial: Tensor | None = None) -> Tensor:
-            first = torch.tensor(1 / game.beta, dtype=torch.float64) if initial is None else initial
-            return first * _shrinkage(self._eta(game), game.beta, self.kappa, 2 << n.bit_length())[n]
+        def left(game: nz.Game) -> Callable[[int], float]:
+            return lambda n: _shrinkage(self._eta(game), game.beta, self.kappa, 2 << n.bit_length())[n]
 
         return (
             nz.Guarantee(
                 metric="span",
-                bound=bound,
+                bound=nz.Affine(left, first=lambda game: 1 / game.beta),
                 assumptions="beta > 0, eta < 4 beta, K/(1 - K) < 2 sqrt(beta (beta - eta/4)) with"
                 " K = (1/kappa - 1) eta/(1 + eta beta); reverse KL, exact expectations",
                 holds=lambda game: isinstance(game.divergence, nz.ReverseKL) and self._contracts(game),

@@ -8,12 +8,13 @@ since KL(pi || m) splits into the two up to a constant. So no mixture needs a lo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
-import torch
 from torch import Tensor
 
 from nlhf_zoo.errors import BadInput
-from nlhf_zoo.interfaces import Game, Guarantee, Outcome, ReverseKL, Solver, State, Update, hyperparameter
+from nlhf_zoo.interfaces import Affine, Game, Guarantee, Outcome, ReverseKL, Solver, State, Update, hyperparameter
 from nlhf_zoo.registry import hookimpl
 
 
@@ -42,12 +43,15 @@ class NashMD(Solver):
 
     @property
     def guarantees(self) -> tuple[Guarantee, ...]:
-        def bound(n: int, game: Game, initial: Tensor | None = None) -> Tensor:
+        def left(game: Game) -> Callable[[int], float]:
+            keep = 1 - self._mixing(game, 0)
+            return (lambda n: 0.0) if self.eta is None else (lambda n: keep**n)
+
+        def noise(game: Game) -> Callable[[int], float]:
             if self.eta is None:
-                return torch.tensor(8 / (game.beta**2 * (n + 1)), dtype=torch.float64)
+                return lambda n: 8 / (game.beta**2 * (n + 1))
             mixing = self._mixing(game, 0)
-            first = torch.tensor(1 / (2 * game.beta), dtype=torch.float64) if initial is None else initial
-            return first * (1 - mixing) ** n + 2 * mixing / game.beta**2 * (1 - (1 - mixing) ** n)
+            return lambda n: 2 * mixing / game.beta**2 * (1 - (1 - mixing) ** n)
 
         def lemma(step: int, game: Game, previous: Tensor) -> Tensor:
             mixing = self._mixing(game, step)
@@ -55,7 +59,7 @@ class NashMD(Solver):
 
         rate = Guarantee(
             metric="kl",
-            bound=bound,
+            bound=Affine(left, rest=noise),
             recursion=lemma,
             assumptions="beta > 0, reverse KL, exact improvements, n >= 1",
             holds=lambda game: isinstance(game.divergence, ReverseKL),

@@ -8,6 +8,8 @@ first step u_{-1} = u_0 here and 0 in `onpo`, whose first step is therefore one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import torch
 from torch import Tensor
@@ -44,16 +46,15 @@ class OptimisticMirrorDescent(nz.Solver):
 
     @property
     def guarantees(self) -> tuple[nz.Guarantee, ...]:
-        def bound(n: int, game: nz.Game, initial: Tensor | None = None) -> Tensor:
+        def left(game: nz.Game) -> Callable[[int], float]:
             weight, spare = game.beta + 1 / self.eta, (1 / self.eta - 1) / 4
             loss = min(game.beta / (weight + 0.5), spare / (0.5 + spare))
-            first = torch.tensor(1 / (2 * game.beta), dtype=torch.float64) if initial is None else initial
-            return first * weight / (weight - 0.5) * (1 - loss) ** n
+            return lambda n: weight / (weight - 0.5) * (1 - loss) ** n
 
         return (
             nz.Guarantee(
                 metric="kl",
-                bound=bound,
+                bound=nz.Affine(left),
                 assumptions="beta > 0, eta < 1, reverse KL, exact expectations",
                 holds=lambda game: self.eta < 1 and isinstance(game.divergence, nz.ReverseKL),
                 source="docs/guarantees.md: a Lyapunov function of the optimistic step",

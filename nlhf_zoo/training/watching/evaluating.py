@@ -123,7 +123,7 @@ class Evaluator(Callback):
         found = by_first(asked)
         weak = [f"{role} oracle: {'; '.join(one.warnings)}" for role, one in found.items() if one.warnings]
         if weak:
-            self.watcher.warn(0, "weak oracle", "; ".join(weak))
+            self.watcher.warn(0, "weak oracle", "; ".join(weak), aloud=config.show_audit)
         return {role: plain(attrs.asdict(one)) for role, one in found.items()}
 
 

@@ -101,14 +101,15 @@ class Watcher(Callback):
         self.history = attrs.evolve(self.history, evaluations=[*before, row])
         self._judge(step)
 
-    def warn(self, step: int, signature: str, seen: str) -> None:
-        """Say it, unless its episode has begun already."""
+    def warn(self, step: int, signature: str, seen: str, *, aloud: bool = True) -> None:
+        """Write it down and, `aloud`, say it, unless its episode has begun already."""
         began = self.last_seen.get(signature)
         self.last_seen[signature] = step
         if not self._speaks or (began is not None and step - began <= 2 * self.history.window):
             return
         warned = Warned(step, signature, seen, REMEDIES[signature])
-        logger.warning("step %d: %s: %s; %s", step, signature, seen, warned.remedy)
+        if aloud:
+            logger.warning("step %d: %s: %s; %s", step, signature, seen, warned.remedy)
         # A session that repeats a step, or the last evaluation, sees it again.
         others = [one for one in read_warnings(self.path) if (one.step, one.signature) != (step, signature)]
         self._write([*others, warned])
