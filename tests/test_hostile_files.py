@@ -234,6 +234,8 @@ def test_a_damaged_file_of_a_training_is_said_before_it_goes_on(
     name: str, content: bytes, material: Path, tmp_path: Path
 ) -> None:
     config = begun(material, tmp_path / "out")
+    (config.out / "checkpoints").mkdir()
+    (config.out / "checkpoints" / "step=1.ckpt").touch()  # without any, the run begins anew
     (config.out / name).write_bytes(content)
     with pytest.raises(BadInput, match=rf"{name}.*put it back") as caught:
         train(config)

@@ -194,6 +194,7 @@ def test_grids_are_chosen_by_the_worst_case_among_variants() -> None:
         runs,
         cells,
         {runs[0][0].game.label: criterion},
+        pool_queries=0,
     )
     assert choice.options == {"eta": 0.3}
     assert [one["score"] for one in choice.tried] == pytest.approx([0.10, 0.48, 0.52])
