@@ -102,7 +102,7 @@ def _check_policy(policy: Any, what: str) -> None:
 
 def _terms(value: Any) -> tuple[tuple[Policy, float], ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
-        return ((value, 1.0),)
+        return ((cast("Policy", value), 1.0),)  # which the validator checks
     pairs = cast("Sequence[tuple[Policy, float]]", value)
     try:
         return tuple((policy, float(weight)) for policy, weight in pairs)
