@@ -112,8 +112,8 @@ def _about(game: PlayedGame) -> str:
 
 
 _HOW_TO_READ = (
-    "Medians over seeds, below them the quartiles; ranks are means with a 95 % bootstrap interval, which is too narrow for"
-    " fewer than some ten seeds: the verdict asks an exact test besides. A click on a heading sorts by it."
+    "Medians over seeds, below them the quartiles; ranks are means with a 95 % bootstrap interval, which is too narrow"
+    " for fewer than some ten seeds: the verdict asks an exact test besides. A click on a heading sorts by it."
 )
 
 
