@@ -47,7 +47,9 @@ def roomy(size: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     count = size * size * dtype.itemsize
     if count < _OWN_PAGES:
         return torch.from_numpy(np.empty(count, np.uint8)).view(dtype).view(size, size)
-    pages = mmap.mmap(-1, count)
+    # Private: pages that are shared, as they are unless said otherwise, are never huge, and a fork would write to them.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    pages = mmap.mmap(-1, count, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(size, size)
