@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -105,6 +106,14 @@ def test_a_run_tells_the_share_and_learns_to_end(folder: Path, tmp_path: Path) -
     assert seen[-1] < 0.5 < seen[0]
     # The judge itself was not made to say so.
     assert result["win_rate"]["training"]["mean"] == 0.5
+
+
+def test_a_run_is_resumed_from_its_own_settings(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "run"
+    train(TrainConfig(**settings(folder, out, unfinished_penalty=math.inf, steps=1, checkpoint_every=1)))
+    saved = yaml.safe_load((out / "config.yaml").read_text())
+    assert saved["unfinished_penalty"] == math.inf
+    assert train(TrainConfig(**{**saved, "steps": 2, "resume": True}))["steps"] == 2
 
 
 def no_opinion(prompts: list[str], first: list[str], second: list[str]) -> list[float]:

@@ -132,7 +132,7 @@ def _command(config: TrainConfig) -> str:
         value = getattr(config, field.name)
         default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]  # attrs' stubs hide Factory's class
         if field.name not in ("out", "resume") and value != default:
-            settings[field.name] = plain(public(value))
+            settings[field.name] = plain(public(value), infinite=True)
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
     return f"## Repeat it\n\n`nlhf-zoo train --config run.yaml --out OUT` with run.yaml:\n\n{fence}yaml\n{text}{fence}"

@@ -90,7 +90,7 @@ def begin(config: TrainConfig, checkpoint: str | None) -> None:
             path.unlink()
     else:
         _note_changes(config, step_of(Path(checkpoint)))
-    settings = yaml.safe_dump(plain(attrs.asdict(config)), sort_keys=False, allow_unicode=True)
+    settings = yaml.safe_dump(plain(attrs.asdict(config), infinite=True), sort_keys=False, allow_unicode=True)
     write_text(out / _CONFIG, settings)
     write_text(out / _INPUTS, json.dumps(_inputs(config), indent=2) + "\n")
 
@@ -164,7 +164,7 @@ def _damaged(file: Path, error: ValueError) -> BadInput:
 
 def _same_run(config: TrainConfig) -> None:
     """Refuse to go on with another run's checkpoint."""
-    now, before = comparable(plain(attrs.asdict(config))), comparable(_saved(config.out))
+    now, before = comparable(plain(attrs.asdict(config), infinite=True)), comparable(_saved(config.out))
     for name, value in now.items():
         if name not in (*_FREE, *_STEPS) and before.get(name, value) != value:
             raise BadInput(

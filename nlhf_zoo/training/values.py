@@ -10,12 +10,12 @@ from typing import Any
 __all__ = ["plain"]
 
 
-def plain(value: Any) -> Any:
-    """Paths as texts, tuples as lists, keys as texts; a number that is not finite is `None`."""
+def plain(value: Any, *, infinite: bool = False) -> Any:
+    """Paths as texts, tuples as lists, keys as texts; a number that is not finite is `None`, but where YAML has it."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain(v, infinite=infinite) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
+        return [plain(v, infinite=infinite) for v in value]
+    if isinstance(value, float) and not (infinite or math.isfinite(value)):
         return None
     return str(value) if isinstance(value, Path) else value
